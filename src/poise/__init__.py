@@ -1,0 +1,24 @@
+"""Poise: train diffusion models on your own images and keep the run on an even keel."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from poise.errors import PoiseError
+
+if TYPE_CHECKING:
+    from poise.api import Run, load, train
+
+# Threads that spin while they wait make a step up to a hundred times slower as soon as another
+# process wants the same cores. Must be said before torch loads; docs/decisions/0002.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+__all__ = ["PoiseError", "Run", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the toolkit at first use, so that `poise --help` answers at once."""
+    if name in ("Run", "load", "train"):
+        from poise import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'poise' has no attribute {name!r}")

@@ -1,0 +1,271 @@
+"""The run folder: the one contract between stages. Names, JSON lines, tensor files with checksums.
+
+It knows where things lie and whether they are whole; what they mean is for those who read them.
+
+    config.toml        resolved settings          metrics.jsonl      one line per logged update
+    run.json           source, data facts,        timing.jsonl       wall clock beside it
+                       environment, status        validation.jsonl   error by noise level
+    audit.json         what the data looks like   events.jsonl       incidents, decisions
+    splits.json        which image is where       samples/           grids over training
+    checkpoints/       to resume                  scores-SPLIT.json  metrics of the samples
+    snapshots/         to sample                  report.html        everything on one page
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from poise.errors import ArtifactError, PoiseError
+
+FORMAT = 1  # raised when an older Poise could no longer read the file
+_CHECKPOINTS_KEPT = 2
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a model must know of its data to be built and to sample without it."""
+
+    resolution: int  # side in pixels
+    channels: int
+    label_names: tuple[str, ...]  # empty: no classes
+    sigma_data: float  # standard deviation of the training pixels in [-1, 1]
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> "DataFacts":
+        """The facts that `dataclasses.asdict` wrote."""
+        return cls(
+            int(raw["resolution"]),
+            int(raw["channels"]),
+            tuple(str(name) for name in raw["label_names"]),
+            float(raw["sigma_data"]),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The paths of one run and how its files are written."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.toml"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def audit(self) -> Path:
+        return self.root / "audit.json"
+
+    @property
+    def splits(self) -> Path:
+        return self.root / "splits.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples"
+
+    def log(self, name: str) -> Path:
+        """`metrics`, `timing`, `validation` or `events` as a path."""
+        return self.root / f"{name}.jsonl"
+
+    def scores(self, split: str) -> Path:
+        """Scores against one split."""
+        return self.root / f"scores-{split}.json"
+
+    def checkpoint_at(self, images_seen: int) -> Path:
+        """Where the state after `images_seen` images is kept."""
+        return self.checkpoints / f"{images_seen:012d}.safetensors"
+
+    def snapshot_at(self, images_seen: int) -> Path:
+        """Where the averaged weights after `images_seen` images are kept."""
+        return self.snapshots / f"{images_seen:012d}.safetensors"
+
+    def snapshot_files(self) -> list[Path]:
+        """All snapshots, oldest first."""
+        return sorted(self.snapshots.glob("*.safetensors"))
+
+    def checkpoint_files(self) -> list[Path]:
+        """All checkpoints, oldest first."""
+        return sorted(self.checkpoints.glob("*.safetensors"))
+
+    def forget_old_checkpoints(self) -> None:
+        """Keep the last two."""
+        for path in self.checkpoint_files()[:-_CHECKPOINTS_KEPT]:
+            path.unlink()
+
+    def truncate_logs(self, images_seen: int) -> None:
+        """Cut every log and drop every later picture and snapshot: what comes next is written anew."""
+        for name in ("metrics", "timing", "validation", "events"):
+            path = self.log(name)
+            if path.exists():
+                kept = [row for row in read_jsonl(path) if row["images_seen"] <= images_seen]
+                text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept)
+                write_bytes(path, text.encode())
+        for path in [*self.samples.glob("*.png"), *self.snapshots.glob("*.safetensors")]:
+            if path.stem.isdigit() and int(path.stem) > images_seen:
+                path.unlink()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: to a neighbour first, flushed to disk, then renamed.
+
+    Raises:
+        ArtifactError: the disk is full or read-only; what was there before is untouched.
+    """
+    with _replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON, atomically. NaN and infinities are written as JavaScript knows them."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ArtifactError: there is no such file, or it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{path} does not exist.", remedy="Check the path, or train the run first."
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path} is not JSON: {error}.") from None
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one line.
+
+    Raises:
+        ArtifactError: the disk is full or read-only.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, sort_keys=True) + "\n")
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; a last line cut off by a crash is left out. An absent file has none."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # only the last line can be cut; nothing after it was written
+    return rows
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors and JSON `meta` as one safetensors file with a checksum over both, atomically.
+
+    Raises:
+        ArtifactError: the disk is full or read-only; what was there before is untouched.
+    """
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(meta, sort_keys=True)
+    header = {"poise": text, "format": str(FORMAT), "sha256": _digest(flat, text)}
+    with _replacing(path) as temporary:
+        save_file(flat, temporary, metadata=header)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a file of `save_tensors` and check it.
+
+    Raises:
+        ArtifactError: missing, not written by Poise, from a newer Poise, or damaged.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist.", expected="a .safetensors file of a run")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise ArtifactError(
+            f"{path} is damaged: {error}.", remedy="Use an earlier file of the same run."
+        ) from None
+    if "poise" not in header or "sha256" not in header:
+        raise ArtifactError(
+            f"{path} was not written by Poise.", expected="a snapshot or checkpoint"
+        )
+    if int(header.get("format", 0)) > FORMAT:
+        raise ArtifactError(f"{path} comes from a newer Poise.", remedy="Upgrade Poise.")
+    if _digest(tensors, header["poise"]) != header["sha256"]:
+        raise ArtifactError(
+            f"{path} is damaged: its checksum does not match its content.",
+            remedy="Use an earlier file of the same run.",
+        )
+    return tensors, json.loads(header["poise"])
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
+    sha = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of `path` that takes its place when the block succeeds."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(path, error) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: Exception) -> PoiseError:
+    return ArtifactError(
+        f"Cannot write {path}: {error}.",
+        expected="a folder with free space that may be written to",
+        remedy="Free some space or choose another folder; what was saved before is intact.",
+    )

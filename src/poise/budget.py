@@ -1,0 +1,169 @@
+"""What a run can afford: presets and lengths from measured speed, checks within a share of training.
+
+Counts of checks follow from settings alone, so that they do not depend on the machine. Only a
+wall-clock budget measures.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from poise.artifacts import DataFacts
+from poise.build import build_denoiser
+from poise.config import Config, Preset, resolve
+from poise.data.batches import Batch
+from poise.errors import UsageError
+from poise.runtime import Runtime, choose_runtime
+from poise.training.loop import TrainState, update
+
+_CHECK_SHARE = 0.05  # of training, each for validation and for sample grids
+_SCORE_SHARE = 0.10  # of training, for the samples that are scored at the end
+_TRAINING_COST = 3  # a training step costs three forward passes
+GRID_IMAGES = 20
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured on this machine."""
+
+    training: float  # images per second of an update
+    forward: float  # images per second of one network call
+
+
+@dataclass
+class Clock:
+    """Wall-clock time of a run, over all its sessions."""
+
+    budget: float | None  # seconds, or None
+    spent: float = 0.0  # seconds of earlier sessions
+    started: float = field(default_factory=time.monotonic)
+
+    def seconds(self) -> float:
+        """Time spent until now."""
+        return self.spent + time.monotonic() - self.started
+
+    def left(self) -> float:
+        """Time left; infinite without a budget."""
+        return float("inf") if self.budget is None else self.budget - self.seconds()
+
+
+def settle(config: Config, label_count: int) -> Config:
+    """`config` with the counts that were left open: validations, probe, grids, scored samples.
+
+    Args:
+        config: settings with `training.images` known.
+        label_count: validation images available.
+    """
+    calls = _TRAINING_COST * config.training.images  # forward passes the training is worth
+    per_image = config.validation.bands * (1 + len(config.training.ema_stds))
+    probe = config.validation.images or _between(
+        32, calls * _CHECK_SHARE / 4 / per_image, min(256, label_count)
+    )
+    per_sample = 2 * config.sampling.steps - 1
+    cadence = {
+        "validations": config.cadence.validations
+        or _between(1, calls * _CHECK_SHARE / (probe * per_image), 10),
+        "grids": config.cadence.grids
+        or _between(1, calls * _CHECK_SHARE / (GRID_IMAGES * per_sample), 8),
+    }
+    samples = config.evaluation.samples or _between(100, calls * _SCORE_SHARE / per_sample, 2000)
+    return config.model_copy(
+        update={
+            "cadence": config.cadence.model_copy(update=cadence),
+            "validation": config.validation.model_copy(update={"images": probe}),
+            "evaluation": config.evaluation.model_copy(update={"samples": samples}),
+        }
+    )
+
+
+def fitting(preset: Preset, resolution: int) -> bool:
+    """Whether a preset is meant for images of this size and can halve them."""
+    low, high = preset.resolutions
+    halvings = len(preset.settings["model.channel_mult"]) - 1
+    return low <= resolution <= high and resolution % 2**halvings == 0
+
+
+def smallest_fitting(presets: list[Preset], resolution: int) -> list[Preset]:
+    """The presets for a resolution, smallest first.
+
+    Raises:
+        UsageError: none fits.
+    """
+    found = [preset for preset in presets if fitting(preset, resolution)]
+    if not found:
+        ranges = ", ".join(
+            f"{p.name} {p.resolutions[0]}-{p.resolutions[1]} (divisible by "
+            f"{2 ** (len(p.settings['model.channel_mult']) - 1)})"
+            for p in presets
+        )
+        raise UsageError(
+            f"No preset fits images of {resolution}x{resolution} pixels.",
+            expected=f"a resolution that one of these takes: {ranges}",
+            remedy="set data.resolution, for example --set data.resolution=32.",
+        )
+    return found
+
+
+def afford(
+    candidates: list[Preset], overrides: Mapping[str, Any], facts: DataFacts, seconds: float
+) -> tuple[Preset, int, Speed]:
+    """The largest preset that sees enough images within `seconds` of training, and how many.
+
+    Args:
+        candidates: presets, smallest first.
+        overrides: the user's settings, which hold for each of them.
+        facts: shape of the images.
+        seconds: time for updates and everything that scales with them.
+    """
+    chosen: tuple[Preset, int, Speed] | None = None
+    for preset in candidates:
+        config = resolve(preset, overrides)
+        speed = measure(config, facts, choose_runtime(config.training.precision))
+        overhead = 1 + 2 * _CHECK_SHARE + _SCORE_SHARE
+        per_image = 1 / speed.training + (overhead - 1) * _TRAINING_COST / speed.forward
+        images = max(config.training.batch, int(seconds / per_image))
+        if chosen is not None and images < preset.worthwhile_images:
+            break  # larger ones see fewer still
+        chosen = preset, images, speed
+    assert chosen is not None
+    return chosen
+
+
+def measure(config: Config, facts: DataFacts, runtime: Runtime) -> Speed:
+    """Time a few updates and network calls on random images; the best of each counts."""
+    state = TrainState.fresh(build_denoiser(config, facts, runtime), config.training)
+    count, side = config.training.batch, facts.resolution
+    images = torch.randint(0, 256, (count, facts.channels, side, side), dtype=torch.uint8)
+    classes = len(facts.label_names)
+    labels = torch.zeros(count, dtype=torch.int64) if classes else None
+    batch = Batch(images, labels, torch.arange(count))
+    x = images.to(runtime.device, torch.float32)
+    sigma = torch.ones([], device=runtime.device)
+    known = None if labels is None else labels.to(runtime.device)
+
+    def step() -> None:
+        update(state, batch, config)
+
+    @torch.no_grad()
+    def call() -> None:
+        state.denoiser.eval()(x, sigma, known)
+
+    return Speed(count / _best(step, runtime), count / _best(call, runtime))
+
+
+def _best(work: Any, runtime: Runtime, repeats: int = 4) -> float:
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def _between(low: int, value: float, high: int) -> int:
+    return max(min(low, high), min(int(value), high))

@@ -1,0 +1,218 @@
+"""Which images train, which validate, which test: by hash, so that adding files moves nothing.
+
+Images with equal pixels form a group, and a group never lies on two sides. The place of a group is
+a number u in [0, 1) that depends on the seed and its content alone: test below the test share,
+then validation, then training.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poise.data.dataset import Dataset
+from poise.errors import DataError, UsageError, nearest
+
+SPLITS = ("train", "val", "test")
+_STRENGTH = {"test": 2, "val": 1, "train": 0, None: 0}  # who keeps an image given to two splits
+_POPULOUS = 10  # images from which a class must be represented everywhere
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Indices into the data set, ascending; `dropped` with the reason for each."""
+
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    test: NDArray[np.int64]
+    dropped: tuple[tuple[int, str], ...]
+
+    def of(self, name: str) -> NDArray[np.int64]:
+        """The indices of `train`, `val` or `test`.
+
+        Raises:
+            UsageError: there is no such split.
+        """
+        if name not in SPLITS:
+            raise UsageError(
+                f"There is no split {name!r}. {nearest(name, SPLITS)}".rstrip(),
+                expected="train, val or test",
+            )
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def to_json(self, dataset: Dataset) -> dict[str, Any]:
+        """The names of the images of each split, as plain data."""
+        rows: dict[str, Any] = {s: [dataset.names[i] for i in self.of(s)] for s in SPLITS}
+        rows["dropped"] = [{"path": dataset.names[i], "reason": why} for i, why in self.dropped]
+        return rows
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Images with equal pixels."""
+
+    members: tuple[int, ...]  # ascending
+    label: int  # of the first member; 0 without labels
+    u: float
+
+
+def split(dataset: Dataset, shares: tuple[float, float, float], seed: int) -> Splits:
+    """Divide the images into training, validation and test.
+
+    Given splits are kept; what is missing is taken from the training side. An image given to two
+    splits stays in test (else in validation) and is dropped from the other. Small sets are the one
+    exception to the hash rule: a class with two groups or more keeps one for training; an empty
+    split, and a class of 10 images or more that a split lacks, takes the training group with the
+    smallest u. A class of a single group trains.
+
+    Args:
+        dataset: the images.
+        shares: of training, validation and test; they add up to 1.
+        seed: another seed gives another division.
+
+    Raises:
+        DataError: too few different images to divide.
+    """
+    groups, given, dropped = _groups(dataset, seed)
+    places = {g: s for g, s in given.items() if s in ("val", "test")}
+    pool = [group for group in groups if group not in places]
+    present = set(given.values())
+    test = 0.0 if "test" in present else shares[2]
+    val = 0.0 if "val" in present else shares[1]
+    whole = shares[0] + val + test
+    for group in pool:
+        below_val = group.u < (test + val) / whole
+        places[group] = "test" if group.u < test / whole else "val" if below_val else "train"
+    _keep_training(pool, places)
+    for name, share in (("test", test), ("val", val)):
+        if share > 0:
+            _fill(name, pool, places)
+    needed = [name for name, share in zip(SPLITS, shares, strict=True) if share > 0]
+    return _collect(dataset, places, dropped, needed)
+
+
+def _groups(
+    dataset: Dataset, seed: int
+) -> tuple[list[_Group], dict[_Group, str | None], dict[int, str]]:
+    """Groups of equal images, the split each was given, and the images dropped by given splits."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for index, root in enumerate(duplicate_roots(dataset)):
+        members[root].append(index)
+    groups: list[_Group] = []
+    given: dict[_Group, str | None] = {}
+    dropped: dict[int, str] = {}
+    for twins in members.values():
+        side = max((dataset.given_splits[i] for i in twins), key=lambda s: _STRENGTH[s])
+        strength = _STRENGTH[side]
+        kept = [i for i in twins if _STRENGTH[dataset.given_splits[i]] == strength]
+        for i in twins:
+            if _STRENGTH[dataset.given_splits[i]] != strength:
+                dropped[i] = (
+                    f"same pixels as {dataset.names[kept[0]]}, which was given to {side}; "
+                    f"this copy was given to {dataset.given_splits[i]}"
+                )
+        key = min(dataset.hashes[i] for i in twins)
+        label = 0 if dataset.labels is None else int(dataset.labels[kept[0]])
+        group = _Group(tuple(kept), label, _position(seed, key))
+        groups.append(group)
+        given[group] = side
+    return groups, given, dropped
+
+
+def duplicate_roots(dataset: Dataset) -> list[int]:
+    """For each image the first image with the same pixels, as decoded or as resized; [N]."""
+    parents = list(range(len(dataset)))
+
+    def root(index: int) -> int:
+        while parents[index] != index:
+            parents[index] = parents[parents[index]]
+            index = parents[index]
+        return index
+
+    first: dict[bytes | str, int] = {}
+    for index in range(len(dataset)):
+        processed = hashlib.sha256(np.ascontiguousarray(dataset.images[index]).data).digest()
+        for key in (processed, dataset.hashes[index]):
+            a, b = root(first.setdefault(key, index)), root(index)
+            parents[max(a, b)] = min(a, b)
+    return [root(index) for index in range(len(dataset))]
+
+
+def _position(seed: int, key: str) -> float:
+    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # 53 bits: below 1 as a float
+
+
+def _keep_training(pool: list[_Group], places: dict[_Group, str]) -> None:
+    """Give each class a training group: the one farthest from the border."""
+    for groups in _by_class(pool).values():
+        if all(places[group] != "train" for group in groups):
+            places[max(groups, key=lambda g: (g.u, g.members))] = "train"
+
+
+def _fill(name: str, pool: list[_Group], places: dict[_Group, str]) -> None:
+    """Give split `name` an image of each populous class, and at least one image."""
+    for groups in _by_class(pool).values():
+        populous = sum(len(group.members) for group in groups) >= _POPULOUS
+        if populous and all(places[group] != name for group in groups):
+            _take(name, groups, places, keep=1)
+    if all(place != name for place in places.values()):
+        for groups in sorted(_by_class(pool).values(), key=lambda gs: min(g.u for g in gs)):
+            if _take(name, groups, places, keep=1):
+                return
+        _take(name, pool, places, keep=1)  # every class is a single group
+
+
+def _take(name: str, groups: list[_Group], places: dict[_Group, str], keep: int) -> bool:
+    """Move the training group with the smallest u to `name`, if `keep` others remain."""
+    training = [group for group in groups if places[group] == "train"]
+    if len(training) <= keep:
+        return False
+    places[min(training, key=lambda g: (g.u, g.members))] = name
+    return True
+
+
+def _by_class(groups: list[_Group]) -> Mapping[int, list[_Group]]:
+    classes: dict[int, list[_Group]] = defaultdict(list)
+    for group in groups:
+        classes[group.label].append(group)
+    return dict(sorted(classes.items()))
+
+
+def _collect(
+    dataset: Dataset, places: dict[_Group, str], dropped: dict[int, str], needed: list[str]
+) -> Splits:
+    sides: dict[str, list[int]] = {name: [] for name in SPLITS}
+    for group, place in places.items():
+        sides[place] += group.members
+    for name in needed:
+        if not sides[name]:
+            raise DataError(
+                f"The {len(dataset)} images hold only {len(places)} different ones; "
+                f"nothing is left for {name}.",
+                expected="different images for each split that has a share",
+                remedy="Add different images, or give less to the other splits.",
+            )
+    arrays = {name: np.array(sorted(side), np.int64) for name, side in sides.items()}
+    result = Splits(arrays["train"], arrays["val"], arrays["test"], tuple(sorted(dropped.items())))
+    _verify(dataset, result)
+    return result
+
+
+def _verify(dataset: Dataset, splits: Splits) -> None:
+    """Compare the pixels across splits once more, independently of how groups were made."""
+    side: dict[bytes, str] = {}
+    for name in SPLITS:
+        for index in splits.of(name):
+            digest = hashlib.sha256(np.ascontiguousarray(dataset.images[index]).data).digest()
+            if side.setdefault(digest, name) != name:
+                raise AssertionError(
+                    f"{dataset.names[index]} lies in {name} and in {side[digest]}: a fault of Poise"
+                )
+    counts = [len(splits.of(name)) for name in SPLITS]
+    if sum(counts) + len(splits.dropped) != len(dataset):
+        raise AssertionError(f"{counts} and {len(splits.dropped)} dropped of {len(dataset)}")

@@ -1,0 +1,73 @@
+"""Preconditioning: any network becomes `denoiser(x, sigma, labels) -> clean images`.
+
+Source: Karras et al. 2022 (EDM), Section 5 and Table 1. `sigma_data` lives here and nowhere else.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class Denoiser(nn.Module):
+    """The one call of every model: an estimate of the clean images from noisy ones."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        uncertainty: nn.Module,
+        *,
+        sigma_data: float,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """
+        Args:
+            network: `(x [B, C, H, W], c_noise [B], labels) -> [B, C, H, W]`.
+            uncertainty: `c_noise [B] -> u [B]`, the log-variance of the weighted error.
+            sigma_data: standard deviation of the clean images.
+            dtype: arithmetic of the network; everything around it is fp32.
+        """
+        super().__init__()
+        self.network, self.uncertainty = network, uncertainty
+        self.sigma_data, self.dtype = sigma_data, dtype
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Denoise.
+
+        Args:
+            x: noisy images [B, C, H, W].
+            sigma: noise level [B], or one for all [].
+            labels: class indices [B], one-hot rows [B, num_classes], or None.
+
+        Returns:
+            [B, C, H, W] in fp32: c_skip x + c_out F(c_in x, c_noise) (EDM, Eq. 7).
+        """
+        x = x.float()
+        s = sigma.float().reshape(-1, 1, 1, 1)
+        sd = self.sigma_data
+        total = (s**2 + sd**2).sqrt()
+        c_skip, c_out, c_in = sd**2 / total**2, s * sd / total, 1 / total
+        c_noise = _noise_code(sigma).expand(x.shape[0])
+        F = self.network((c_in * x).to(self.dtype), c_noise, labels)
+        return c_skip * x + c_out * F.float()
+
+    def log_variance(self, sigma: Tensor) -> Tensor:
+        """The learned log-variance u(sigma), [B]; used only to weigh the loss."""
+        u: Tensor = self.uncertainty(_noise_code(sigma))
+        return u
+
+    def normalize_weights_(self, where: Tensor | None = None) -> None:
+        """Bring every weight with forced normalisation back to unit rows (EDM2, Section 2.3).
+
+        Done once per update, outside the forward pass, so that two forward passes can precede one
+        backward pass.
+
+        Args:
+            where: optional flag [] on the weights' device; false leaves them as they are.
+        """
+        for module in self.modules():
+            force = getattr(module, "force_unit_weight", None)
+            if force is not None:
+                force(where)
+
+
+def _noise_code(sigma: Tensor) -> Tensor:
+    return sigma.float().reshape(-1).log() / 4

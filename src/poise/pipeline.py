@@ -1,0 +1,347 @@
+"""The story of a run: prepare, learn, evaluate, report. Read this file first.
+
+Each stage is one function; stages meet in the files of the run folder. Decisions are taken here,
+by whoever reads the records of the training loop.
+"""
+
+import shlex
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from poise.artifacts import DataFacts, RunDir, read_json, write_bytes, write_json
+from poise.budget import Clock, afford, settle, smallest_fitting
+from poise.build import build_denoiser
+from poise.config import Config, Preset, preset_named, presets, resolve, to_toml
+from poise.config import from_toml as config_from_toml
+from poise.console import Screen, duration
+from poise.data.audit import audit
+from poise.data.augment import flips_keep_classes
+from poise.data.batches import batches, measure_sigma_data
+from poise.data.dataset import Dataset, load_dataset
+from poise.data.splits import Splits, split
+from poise.errors import ArtifactError, Interrupted, PoiseError, UsageError
+from poise.journal import Journal, Prepared, log_event
+from poise.report.report import write_report
+from poise.runtime import Runtime, choose_runtime, describe_environment
+from poise.scoring import evaluate
+from poise.training.loop import TrainState, steps
+
+_START_UP_SECONDS = 12.0  # features of the real images, the report
+_MEASURE_EVERY = 10  # updates between two measurements of the update's size
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the user asked for."""
+
+    source: str
+    root: Path
+    preset: str | None = None
+    budget_seconds: float | None = None
+    images: int | None = None
+    resume: bool = False
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+
+
+def train(job: Job, screen: Screen) -> RunDir:
+    """The whole job, from images to the report.
+
+    Raises:
+        PoiseError: each failure with its cause and remedy; what was saved stays.
+    """
+    clock = Clock(job.budget_seconds)
+    prepared = prepare(job, screen, clock)
+    run = prepared.run
+    info = read_json(run.run)
+    if info["status"] == "finished":
+        screen.say(f"This run is finished. Report: {run.report}")
+        return run
+    try:
+        images_seen = learn(prepared, screen)
+        evaluate(prepared, screen, split_name="val", count=None)
+    except (Interrupted, KeyboardInterrupt):
+        _set_status(prepared, "interrupted")
+        raise
+    except PoiseError:
+        _set_status(prepared, "failed")
+        raise
+    _set_status(prepared, "finished", images_seen=images_seen)
+    write_report(run)
+    screen.say(f"Done in {duration(clock.seconds())}. Report: {run.report}")
+    return run
+
+
+def prepare(job: Job, screen: Screen, clock: Clock) -> Prepared:
+    """Read and split the images, settle the settings, write both down; or read them back."""
+    run = RunDir(job.root)
+    resuming = job.resume and run.run.exists()
+    if not resuming:
+        _refuse_used_folder(run, job)
+    base = config_from_toml(run.config.read_text(encoding="utf-8")) if resuming else None
+    chosen = preset_named(job.preset) if job.preset else None
+    early = base or resolve(chosen, _overrides(job))  # a wrong setting fails before any work
+    if base is not None:
+        _refuse_other_settings(base, _overrides(job), run)
+
+    dataset, splits = read_data(job.source, early, run, screen)
+    facts = facts_of(dataset, splits)
+    if base is not None:
+        info = read_json(run.run)
+        _refuse_other_data(info, dataset, run)
+        clock.budget = info["budget_seconds"]
+        runtime = choose_runtime(base.training.precision)
+        return Prepared(run, base, dataset, splits, facts, runtime, clock)
+
+    config, name = _settle(job, chosen, dataset, splits, facts, clock, screen)
+    runtime = choose_runtime(config.training.precision)
+    prepared = Prepared(run, config, dataset, splits, facts, runtime, clock)
+    write_bytes(run.config, to_toml(config).encode())
+    write_json(run.splits, splits.to_json(dataset))
+    write_json(run.audit, audit(dataset, splits))
+    write_json(run.run, _describe(job, prepared, name))
+    return prepared
+
+
+def dry_run(job: Job, screen: Screen) -> str:
+    """The settings of `train` as TOML; reads the images, measures for a budget, writes nothing."""
+    chosen = preset_named(job.preset) if job.preset else None
+    early = resolve(chosen, _overrides(job))
+    with tempfile.TemporaryDirectory() as scratch:
+        dataset, splits = read_data(job.source, early, RunDir(Path(scratch)), screen)
+        facts = facts_of(dataset, splits)
+        clock = Clock(job.budget_seconds)
+        config, name = _settle(job, chosen, dataset, splits, facts, clock, screen)
+    return f"# preset {name}\n{to_toml(config)}"
+
+
+def score_again(run: RunDir, screen: Screen, *, split: str, count: int | None) -> dict[str, Any]:
+    """Score fresh samples of a run's newest snapshot against a split, and renew the report.
+
+    Raises:
+        UsageError: another split than val or test, or too few samples.
+        ArtifactError: the images changed since the run was started.
+    """
+    if split not in ("val", "test"):
+        raise UsageError(f"There is no split {split!r} to score against.", expected="val or test")
+    if count is not None and count < 10:
+        raise UsageError(f"{count} samples are too few for any score.", expected="10 or more")
+    info = read_json(run.run)
+    config = config_from_toml(run.config.read_text(encoding="utf-8"))
+    dataset, splits = read_data(info["source"], config, run, screen)
+    _refuse_other_data(info, dataset, run)
+    runtime = choose_runtime(config.training.precision)
+    facts = facts_of(dataset, splits)
+    prepared = Prepared(run, config, dataset, splits, facts, runtime, Clock(None))
+    scores = evaluate(prepared, screen, split_name=split, count=count)
+    write_report(run)
+    return scores
+
+
+def facts_of(dataset: Dataset, splits: Splits) -> DataFacts:
+    """Shape, classes and spread of the data; the spread from training images alone."""
+    sigma_data = measure_sigma_data(dataset.images, splits.train)
+    return DataFacts(dataset.resolution, dataset.channels, dataset.label_names, sigma_data)
+
+
+def read_data(source: str, config: Config, run: RunDir, screen: Screen) -> tuple[Dataset, Splits]:
+    """All images of `source`, decoded, and where each of them belongs."""
+    with screen.bar("reading images", 1) as bar:
+        dataset = load_dataset(source, config.data, store=run.root, progress=bar.show)
+    splits = split(dataset, config.data.split, config.data.split_seed)
+    screen.say(
+        f"{source}: {len(dataset):,} images of {dataset.resolution}x{dataset.resolution}, "
+        f"{len(dataset.label_names) or 'no'} classes; "
+        f"{len(splits.train):,} to train, {len(splits.val):,} to validate, "
+        f"{len(splits.test):,} to test"
+    )
+    for name in dataset.unreadable[:5]:
+        screen.say(f"  unreadable: {name.name} ({name.reason})")
+    if len(dataset.unreadable) > 5:
+        screen.say(f"  and {len(dataset.unreadable) - 5} more unreadable files, see audit.json")
+    for warning in dataset.warnings:
+        screen.say(f"  note: {warning}")
+    return dataset, splits
+
+
+def learn(job: Prepared, screen: Screen) -> int:
+    """Train until the images or the time are used up; returns the images seen."""
+    config, total = job.config, job.config.training.images
+    reserve = _reserved_seconds(job)
+    state = TrainState.fresh(build_denoiser(config, job.facts, job.runtime), config.training)
+    journal = Journal(job, state)
+    if journal.restore():
+        log_event(job.run, state.images_seen, "info", "resumed", "The run was resumed here.")
+        screen.say(f"resumed at {state.images_seen:,} images")
+    stream = batches(
+        job.dataset,
+        job.splits.train,
+        batch=config.training.batch,
+        seed=config.seed,
+        start=state.images_seen,
+        flip=config.data.flip == "on",
+    )
+    records = steps(state, stream, config, until=total, measure_every=_MEASURE_EVERY)
+    with catch_signals() as caught, screen.bar("training", total) as bar:
+        for record in records:
+            journal.note(record)
+            bar.show(record.images_seen, note=_note(journal))
+            if caught:
+                journal.checkpoint()
+                raise Interrupted(
+                    f"Stopped by {caught[0]} at {record.images_seen:,} images; the state is saved.",
+                    remedy=f"Go on with: poise train SOURCE --run {job.run.root} --resume",
+                )
+            if job.clock.left() < reserve:
+                break
+        journal.finish()
+    return state.images_seen
+
+
+@contextmanager
+def catch_signals() -> Iterator[list[str]]:
+    """SIGINT and SIGTERM fill the list instead of ending the process; a second SIGINT ends it."""
+    caught: list[str] = []
+
+    def note(number: int, _: object) -> None:
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(signal.Signals(number).name)
+
+    try:
+        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals stay with whoever owns it
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _settle(
+    job: Job,
+    chosen: Preset | None,
+    dataset: Dataset,
+    splits: Splits,
+    facts: DataFacts,
+    clock: Clock,
+    screen: Screen,
+) -> tuple[Config, str]:
+    """Resolve every setting that was left open, by the data, the machine and the budget."""
+    overrides = _overrides(job)
+    candidates = [chosen] if chosen else smallest_fitting(presets(), facts.resolution)
+    preset, runtime = candidates[0], choose_runtime(resolve(chosen, overrides).training.precision)
+    build_denoiser(resolve(preset, overrides), facts, runtime)  # refuses what does not fit
+    if job.budget_seconds is not None:
+        with screen.bar("measuring this machine", 1):
+            preset, images, speed = afford(
+                candidates, overrides, facts, clock.left() - _START_UP_SECONDS
+            )
+        overrides["training.images"] = images
+        screen.say(
+            f"{speed.training:,.0f} images/s with preset {preset.name}: "
+            f"about {images:,} images in {duration(job.budget_seconds)}"
+        )
+    config = settle(resolve(preset, overrides), len(splits.val))
+    flip = config.data.flip
+    if flip == "auto":
+        train_labels = None if dataset.labels is None else dataset.labels[splits.train]
+        mirrors = flips_keep_classes(dataset.images[splits.train], train_labels)
+        flip = "on" if mirrors else "off"
+    precision = "bf16" if runtime.dtype == torch.bfloat16 else "fp32"
+    data = config.data.model_copy(update={"resolution": facts.resolution, "flip": flip})
+    training = config.training.model_copy(update={"precision": precision})
+    return config.model_copy(update={"data": data, "training": training}), preset.name
+
+
+def _overrides(job: Job) -> dict[str, Any]:
+    overrides = dict(job.overrides)
+    if job.images is not None:
+        overrides["training.images"] = job.images
+    return overrides
+
+
+def _reserved_seconds(job: Prepared) -> float:
+    """Time to keep for the last checks, the scores and the report."""
+    budget = job.clock.budget
+    return 0.0 if budget is None else _START_UP_SECONDS + 0.1 * budget
+
+
+def _note(journal: Journal) -> str:
+    error = "" if journal.last_error is None else f", error {journal.last_error:.3f}"
+    return f"{journal.images_per_second:,.0f} images/s{error}"
+
+
+def _describe(job: Job, prepared: Prepared, preset: str) -> dict[str, Any]:
+    config, dataset, facts = prepared.config, prepared.dataset, prepared.facts
+    denoiser = build_denoiser(config, facts, Runtime(torch.device("meta"), torch.float32))
+    return {
+        "source": job.source,
+        "preset": preset,
+        "command": list(job.command) or None,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": config.seed,
+        "budget_seconds": job.budget_seconds,
+        "data": {
+            "images": len(dataset),
+            **facts.to_json(),
+            "flip": config.data.flip == "on",
+            "fingerprint": dataset.fingerprint,
+            "splits": {n: len(getattr(prepared.splits, n)) for n in ("train", "val", "test")},
+        },
+        "model": {"parameters": sum(p.numel() for p in denoiser.parameters())},
+        "environment": describe_environment(prepared.runtime),
+        "planned_images": config.training.images,
+        "status": "running",
+        "images_seen": 0,
+        "seconds": 0.0,
+    }
+
+
+def _set_status(prepared: Prepared, status: str, **more: Any) -> None:
+    info = read_json(prepared.run.run)
+    info |= {"status": status, "seconds": round(prepared.clock.seconds(), 1), **more}
+    write_json(prepared.run.run, info)
+
+
+def _refuse_used_folder(run: RunDir, job: Job) -> None:
+    if run.run.exists():
+        raise UsageError(
+            f"{run.root} already holds a run.",
+            expected="a new folder, or --resume to go on with it",
+            remedy=f"{shlex.join(['poise', 'train', job.source, '--run', str(run.root)])} --resume",
+        )
+
+
+def _refuse_other_settings(config: Config, overrides: Mapping[str, Any], run: RunDir) -> None:
+    asked = resolve(None, overrides)
+    for key in overrides:
+        section, _, leaf = key.rpartition(".")
+        was = getattr(getattr(config, section), leaf) if section else getattr(config, leaf)
+        now = getattr(getattr(asked, section), leaf) if section else getattr(asked, leaf)
+        if was != now:
+            raise UsageError(
+                f"The run in {run.root} was started with {key} = {was}, not {now}.",
+                expected="the settings it was started with",
+                remedy="Leave the setting away to resume, or start a new run with --run.",
+            )
+
+
+def _refuse_other_data(info: Mapping[str, Any], dataset: Dataset, run: RunDir) -> None:
+    if info["data"]["fingerprint"] != dataset.fingerprint:
+        raise ArtifactError(
+            f"The images of {info['source']} are no longer those the run in {run.root} was "
+            f"started with ({info['data']['images']:,} then, {len(dataset):,} now).",
+            expected="the same files with the same content",
+            remedy="Restore the images, or start a new run with --run.",
+        )

@@ -1,0 +1,248 @@
+"""Figures as plotly's own JSON, built from log rows.
+
+Plain dictionaries and not plotly's Python objects: the page draws them with the JavaScript that
+plotly ships, so a figure here is exactly what is drawn, and importing this module costs nothing.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from poise.report.folder import Row
+from poise.report.words import is_number
+
+Figure = dict[str, Any]  # {"data": [...], "layout": {...}}
+POINTS = 400  # most points of one curve
+_MARKS = 40  # most vertical lines of one figure
+_INK = "#808489"  # one grey that reads on white, on black and on paper
+_GRID = "rgba(128,132,137,0.22)"
+_SCALE = ((74, 95, 193), (138, 79, 176), (194, 69, 127), (221, 107, 77), (217, 154, 43))
+_SEVERITY = {"error": "#c0392b", "warning": "#c98a1b"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a figure; a y that is not a finite number is a gap."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[Any]
+    color: str = "#4a7fb5"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an axis shows."""
+
+    title: str
+    log: bool = False
+    images: bool = False  # ticks as 200k, 1.2M
+
+
+@dataclass(frozen=True)
+class Mark:
+    """An incident as a vertical line."""
+
+    images_seen: float
+    label: str
+    severity: str
+
+
+IMAGES = Axis("images seen", images=True)
+SIGMA = Axis("noise level σ", log=True)
+
+
+def column(rows: Sequence[Row], key: str, name: str) -> Curve:
+    """One value of every row over images seen."""
+    return Curve(name, [row["images_seen"] for row in rows], [row.get(key) for row in rows])
+
+
+def bands_over_training(rows: Sequence[Row]) -> list[Curve]:
+    """Training error of each noise level over images seen, lowest noise first."""
+    found: dict[float, tuple[list[float], list[Any]]] = {}
+    for row in rows:
+        for band in _bands(row):
+            x, y = found.setdefault(band["sigma"], ([], []))
+            x.append(row["images_seen"])
+            y.append(band.get("error"))
+    ordered = sorted(found)
+    return [
+        Curve(f"σ {sigma:.3g}", *found[sigma], color=shade(i, len(ordered)))
+        for i, sigma in enumerate(ordered)
+    ]
+
+
+def validation_over_training(rows: Sequence[Row]) -> list[Curve]:
+    """Mean validation error over images seen, one curve per kind of weights."""
+    return _per_weights(
+        rows,
+        lambda own: ([row["images_seen"] for row in own], [row.get("loss") for row in own]),
+    )
+
+
+def validation_over_noise(rows: Sequence[Row], key: str) -> list[Curve]:
+    """`key` of the last validation over the noise level, one curve per kind of weights."""
+
+    def last(own: Sequence[Row]) -> tuple[list[float], list[Any]]:
+        bands = sorted(_bands(own[-1]), key=lambda band: float(band["sigma"]))
+        return [band["sigma"] for band in bands], [band.get(key) for band in bands]
+
+    return _per_weights(rows, last)
+
+
+def weights_name(name: object) -> str:
+    """`ema_0.050` as `EMA 0.050`, `raw` as `raw weights`."""
+    text = str(name)
+    return "raw weights" if text == "raw" else text.replace("ema_", "EMA ")
+
+
+def lines(
+    curves: Sequence[Curve], x: Axis, y: Axis, marks: Sequence[Mark] = (), markers: bool = False
+) -> Figure:
+    """A line figure that leaves touch scrolling alone; empty curves are left out."""
+    data = [_trace(curve, x, y, markers) for curve in curves]
+    data = [trace for trace in data if any(value is not None for value in trace["y"])]
+    layout: Figure = {
+        "autosize": True,
+        "margin": {"l": 62, "r": 12, "t": 18, "b": 48},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": _INK, "size": 12, "family": "system-ui, sans-serif"},
+        "showlegend": len(data) > 1,
+        "legend": {"orientation": "h", "yanchor": "top", "y": -0.22, "x": 0},
+        "hovermode": "x unified",
+        "hoverlabel": {"bgcolor": "#ffffff", "font": {"color": "#222222"}},
+        "dragmode": False,
+        "xaxis": _axis(x, [value for trace in data for value in trace["x"]]),
+        "yaxis": _axis(y, [value for trace in data for value in trace["y"]]),
+        **_vertical(marks),
+    }
+    return {"data": data, "layout": layout}
+
+
+def is_empty(figure: Figure) -> bool:
+    """Whether there is no finite value to draw."""
+    return not figure["data"]
+
+
+def thin(x: Sequence[float], y: Sequence[float | None], most: int = POINTS) -> list[int]:
+    """Positions to draw: all, or the lowest and highest of each stretch, so that spikes stay."""
+    if len(x) <= most:
+        return list(range(len(x)))
+    stretches = (most - 2) // 2
+    kept = {0, len(x) - 1}
+    for i in range(stretches):
+        stretch = range(i * len(x) // stretches, (i + 1) * len(x) // stretches)
+        known = [(value, j) for j in stretch if (value := y[j]) is not None]
+        kept.update({min(known)[1], max(known)[1]} if known else {stretch[0]})
+    return sorted(kept)
+
+
+def shade(position: int, of: int) -> str:
+    """A colour from blue (low) over red to amber (high)."""
+    at = position / max(1, of - 1) * (len(_SCALE) - 1)
+    low = min(int(at), len(_SCALE) - 2)
+    mixed = (
+        round(a + (b - a) * (at - low)) for a, b in zip(_SCALE[low], _SCALE[low + 1], strict=True)
+    )
+    return "#" + "".join(f"{part:02x}" for part in mixed)
+
+
+def _bands(row: Row) -> list[Row]:
+    bands = row.get("bands")
+    if not isinstance(bands, list):
+        return []
+    return [b for b in bands if isinstance(b, dict) and is_number(b.get("sigma"))]
+
+
+def _per_weights(
+    rows: Sequence[Row], values: Callable[[Sequence[Row]], tuple[list[float], list[Any]]]
+) -> list[Curve]:
+    names = sorted({str(row.get("weights")) for row in rows}, key=lambda n: (n != "raw", n))
+    curves = []
+    for i, name in enumerate(names):
+        x, y = values([row for row in rows if str(row.get("weights")) == name])
+        color = _INK if name == "raw" else shade(i, len(names))
+        curves.append(Curve(weights_name(name), x, y, color))
+    return curves
+
+
+def _trace(curve: Curve, x: Axis, y: Axis, markers: bool) -> Figure:
+    xs = [_drawable(value, x.log) for value in curve.x]
+    ys = [_drawable(value, y.log) for value in curve.y]
+    known = [i for i, value in enumerate(xs) if value is not None]
+    xs, ys = [xs[i] for i in known], [ys[i] for i in known]
+    kept = thin([value for value in xs if value is not None], ys)
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if markers or len(kept) < 3 else "lines",
+        "name": escape(curve.name),  # plotly reads a little HTML in names
+        "x": [xs[i] for i in kept],
+        "y": [ys[i] for i in kept],
+        "line": {"color": curve.color, "width": 1.6},
+        "marker": {"size": 5},
+    }
+
+
+def _drawable(value: Any, log: bool) -> float | None:
+    if not is_number(value) or (log and value <= 0):
+        return None
+    return float(f"{value:.6g}")
+
+
+def _axis(axis: Axis, values: Sequence[float | None]) -> Figure:
+    shown: Figure = {
+        "title": {"text": axis.title, "standoff": 8},
+        "type": "log" if axis.log else "linear",
+        "gridcolor": _GRID,
+        "linecolor": _GRID,
+        "zeroline": False,
+        "automargin": True,
+        "fixedrange": True,
+        "hoverformat": ".4~s" if axis.images else ".3~g",
+        "nticks": 6,
+    }
+    if axis.images:
+        shown["tickformat"] = "~s"
+    elif axis.log:
+        known = [value for value in values if value] or [1.0]
+        decades = math.log10(max(known) / min(known))
+        # Ticks at 1, 2, 5; at every digit when there is less than one decade, at powers when many.
+        shown["dtick"] = (
+            "D1" if decades < 0.8 else "D2" if decades < 3.5 else math.ceil(decades / 6)
+        )
+        shown["tickformat"] = ".3~g"
+    return shown
+
+
+def _vertical(marks: Sequence[Mark]) -> Figure:
+    """Shapes and their numbers; too many numbers would cover each other."""
+    shown = list(marks)[:: max(1, math.ceil(len(marks) / _MARKS))]
+    color = [_SEVERITY.get(mark.severity, _INK) for mark in shown]
+    shapes = [
+        {
+            "type": "line",
+            "x0": mark.images_seen,
+            "x1": mark.images_seen,
+            "yref": "paper",
+            "y0": 0,
+            "y1": 1,
+            "line": {"color": ink, "width": 1, "dash": "dot"},
+        }
+        for mark, ink in zip(shown, color, strict=True)
+    ]
+    notes = [
+        {
+            "x": mark.images_seen,
+            "y": 1,
+            "yref": "paper",
+            "yanchor": "bottom",
+            "showarrow": False,
+            "text": escape(mark.label),
+            "font": {"size": 10, "color": ink},
+        }
+        for mark, ink in zip(shown, color, strict=True)
+    ]
+    return {"shapes": shapes, "annotations": notes if len(shown) <= 12 else []}

@@ -1,0 +1,113 @@
+"""The files of a run, read tolerantly: what is absent is empty, what is damaged is named."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from poise.artifacts import RunDir, read_json, read_jsonl
+from poise.errors import ArtifactError
+from poise.report.words import is_number
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Everything the report knows."""
+
+    run: Row
+    config: str | None  # TOML
+    audit: Row | None
+    metrics: list[Row]
+    timing: list[Row]
+    validation: list[Row]
+    events: list[Row]
+    scores: list[Row]  # validation first
+    grids: list[tuple[int, Path]]  # (images seen, file), oldest first
+    closest: Path | None
+    problems: list[str]  # files that are there and cannot be read
+
+    @property
+    def incidents(self) -> list[tuple[int, Row]]:
+        """Warnings and errors with their number in the list of events, counted from 1."""
+        numbered = enumerate(self.events, start=1)
+        return [(n, row) for n, row in numbered if row.get("severity") in ("warning", "error")]
+
+    def latest(self, rows: list[Row], key: str) -> Any:
+        """The last value of `key` that is there, or None."""
+        return next((row[key] for row in reversed(rows) if row.get(key) is not None), None)
+
+
+def read_run(run: RunDir) -> RunFiles:
+    """Read the folder.
+
+    Raises:
+        ArtifactError: the folder has no readable run.json, so it is not a run.
+    """
+    about = read_json(run.run)
+    if not isinstance(about, dict):
+        raise ArtifactError(f"{run.run} does not describe a run.", expected="a JSON object")
+    problems: list[str] = []
+    scores = [_optional(run.scores(split), problems) for split in ("val", "test")]
+    closest = run.samples / "closest.png"
+    return RunFiles(
+        run=about,
+        config=_settings(run.config, problems),
+        audit=_optional(run.audit, problems),
+        metrics=_rows(run.log("metrics"), problems),
+        timing=_rows(run.log("timing"), problems),
+        validation=_rows(run.log("validation"), problems),
+        events=_rows(run.log("events"), problems),
+        scores=[found for found in scores if found],
+        grids=sorted(
+            (int(path.stem), path) for path in run.samples.glob("*.png") if path.stem.isdecimal()
+        ),
+        closest=closest if closest.is_file() else None,
+        problems=problems,
+    )
+
+
+def section(row: Row | None, key: str) -> Row:
+    """The JSON object under `key`, empty when it is absent or something else."""
+    value = (row or {}).get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def items(row: Row | None, key: str) -> list[Any]:
+    """The JSON list under `key`, empty when it is absent or something else."""
+    value = (row or {}).get(key)
+    return value if isinstance(value, list) else []
+
+
+def _optional(path: Path, problems: list[str]) -> Row | None:
+    if not path.exists():
+        return None
+    try:
+        value = read_json(path)
+    except (ArtifactError, OSError) as error:
+        problems.append(f"{path.name} cannot be read ({type(error).__name__}).")
+        return None
+    if isinstance(value, dict):
+        return value
+    problems.append(f"{path.name} is not what its name says.")
+    return None
+
+
+def _settings(path: Path, problems: list[str]) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read ({type(error).__name__}).")
+        return None
+
+
+def _rows(path: Path, problems: list[str]) -> list[Row]:
+    try:
+        rows: list[Any] = list(read_jsonl(path))
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read ({type(error).__name__}).")
+        return []
+    whole = [row for row in rows if isinstance(row, dict) and is_number(row.get("images_seen"))]
+    if len(whole) < len(rows):
+        problems.append(f"{path.name} has {len(rows) - len(whole)} lines of an unknown kind.")
+    return whole

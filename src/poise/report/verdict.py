@@ -1,0 +1,291 @@
+"""What the files say about the run: findings, worst first, each with what to do about it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from poise.report import metrics
+from poise.report.figures import weights_name
+from poise.report.folder import Row, RunFiles, items, section
+from poise.report.words import count, is_number, number, plain, plural, seconds, sentence, share
+
+BROKEN, WEAK, NOTE, GOOD = range(4)
+WORDS = ("Broken", "Weak", "Note", "Good")
+_MOST = 6
+
+# Where a value stops being unremarkable. Wide on purpose: a few hundred samples are noisy.
+_FRECHET_NEAR, _FRECHET_FAR = 1.5, 4.0  # times the real-against-real value
+_SHARE_LOW = 0.8  # of what real images reach
+_COPY_RATIO, _COPY_SLIGHT = 0.8, 0.95  # distance to training images, samples over real images
+_STILL_FALLING, _RISEN = 0.02, 0.02  # relative change of the validation error
+_SKIPPED_MANY = 0.01  # share of updates
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence about the run; `remedy` is empty when nothing has to be done."""
+
+    severity: int
+    sentence: str
+    remedy: str = ""
+
+
+def findings(files: RunFiles) -> list[Finding]:
+    """Everything worth saying, worst first."""
+    found = [
+        *_status(files),
+        *_skipped(files),
+        *_incidents(files),
+        *_scores(files),
+        *_validation(files),
+        *_averaging(files),
+        *_audit(files),
+        *[
+            Finding(WEAK, problem, "Check the file in the run folder.")
+            for problem in files.problems
+        ],
+    ]
+    return sorted(found, key=lambda finding: finding.severity)
+
+
+def in_short(found: list[Finding]) -> list[Finding]:
+    """The few that a reader must know."""
+    return found[:_MOST]
+
+
+def judged_scores(files: RunFiles) -> Row | None:
+    """The scores to judge by: the test split if it was scored."""
+    return files.scores[-1] if files.scores else None
+
+
+def best_weights(rows: list[Row]) -> dict[str, list[tuple[float, float]]]:
+    """(images seen, mean validation error) per kind of weights, finite values only."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if is_number(row.get("loss")):
+            pair = (row["images_seen"], row["loss"])
+            found.setdefault(str(row.get("weights")), []).append(pair)
+    return found
+
+
+def _status(files: RunFiles) -> list[Finding]:
+    run = files.run
+    status, seen, planned = run.get("status"), run.get("images_seen"), run.get("planned_images")
+    where = f"after {count(seen)} of {plural(planned, 'planned image')}"
+    if not is_number(planned):
+        where = f"after {plural(seen, 'image')}"
+    if status == "failed":
+        return [
+            Finding(
+                BROKEN,
+                f"The run failed {where}.",
+                "Read the last incident below, change what it names, and resume from the last "
+                "checkpoint.",
+            )
+        ]
+    if status == "interrupted":
+        return [
+            Finding(
+                WEAK,
+                f"The run was interrupted {where}.",
+                "Resume it: it goes on from its last checkpoint as if it had never stopped.",
+            )
+        ]
+    if status == "running":
+        return [Finding(NOTE, f"The run is still going, {where}; all values are preliminary.")]
+    if is_number(seen) and is_number(planned) and seen < 0.99 * planned:
+        return [Finding(NOTE, f"The run ended {where}: its time or its own judgement ended it.")]
+    return [Finding(GOOD, f"The run finished {where}, in {seconds(run.get('seconds'))}.")]
+
+
+def _skipped(files: RunFiles) -> list[Finding]:
+    skipped = files.latest(files.metrics, "skipped")
+    step = files.latest(files.metrics, "step")
+    if not is_number(skipped):
+        return []
+    if skipped == 0:
+        return [Finding(GOOD, "Every update was finite; none had to be skipped.")]
+    part = f" ({share(skipped / step)} of all)" if is_number(step) and step else ""
+    many = is_number(step) and step and skipped / step > _SKIPPED_MANY
+    return [
+        Finding(
+            WEAK if many else NOTE,
+            f"{plural(skipped, 'update')} were not finite and were skipped{part}."
+            if skipped != 1
+            else f"1 update was not finite and was skipped{part}.",
+            "Halve training.lr, or set training.precision=fp32." if many else "",
+        )
+    ]
+
+
+def _incidents(files: RunFiles) -> list[Finding]:
+    errors = [row for _, row in files.incidents if row.get("severity") == "error"]
+    warnings = len(files.incidents) - len(errors)
+    if not files.incidents:
+        return []
+    last = (errors or [files.incidents[-1][1]])[-1]
+    text = sentence(str(last.get("message", last.get("kind", ""))))
+    counted = f"{plural(len(errors), 'error')} and {plural(warnings, 'warning')}"
+    return [
+        Finding(
+            WEAK if errors else NOTE,
+            f"The run met {counted}; the last one, at {count(last['images_seen'])} images: {text}",
+            "See the incidents and what was done about each." if errors else "",
+        )
+    ]
+
+
+def _scores(files: RunFiles) -> list[Finding]:
+    scores = judged_scores(files)
+    if scores is None:
+        return [Finding(NOTE, "The samples have not been scored yet.")]
+    return [*_frechet(scores), *_shares(scores), *_copying(scores)]
+
+
+def _frechet(scores: Row) -> list[Finding]:
+    table = section(scores, "metrics")
+    name = metrics.find(list(table), "frechet")
+    row = section(table, name) if name else {}
+    value, real = row.get("value"), row.get("real")
+    if not is_number(value):
+        return []
+    if not is_number(real) or real <= 0:
+        return [Finding(NOTE, f"The Fréchet distance is {number(value)}; its floor is not known.")]
+    times = value / real
+    told = (
+        f"The Fréchet distance of the samples is {number(value)}, {number(float(times))} times the "
+        f"{number(real)} that real images show among themselves"
+    )
+    if times <= _FRECHET_NEAR:
+        return [Finding(GOOD, f"{told}: as near as this many images can tell.")]
+    if times <= _FRECHET_FAR:
+        return [Finding(NOTE, f"{told}: close, and measurably different.")]
+    remedy = "Train longer, or choose the next larger preset; look at the worst noise level first."
+    return [Finding(WEAK, f"{told}: clearly different.", remedy)]
+
+
+def _shares(scores: Row) -> list[Finding]:
+    found = []
+    for part, bad, remedy in (
+        (
+            "coverage",
+            "samples miss part of the variety of the data",
+            "Train longer; if classes are unequal, add images to the small ones.",
+        ),
+        (
+            "precision",
+            "many samples do not look like real images",
+            "Train longer, try wider averaging (training.ema_stds), or raise sampling.steps.",
+        ),
+    ):
+        table = section(scores, "metrics")
+        name = metrics.find(list(table), part)
+        row = section(table, name) if name else {}
+        value, real = row.get("value"), row.get("real")
+        if not (is_number(value) and is_number(real)):
+            continue
+        told = f"{part.capitalize()} is {number(value)} where real images reach {number(real)}"
+        if value < _SHARE_LOW * real:
+            found.append(Finding(WEAK, f"{told}: {bad}.", remedy))
+        else:
+            found.append(Finding(GOOD, f"{told}."))
+    return found
+
+
+def _copying(scores: Row) -> list[Finding]:
+    copying = section(scores, "copying")
+    ratio = copying.get("median_ratio", copying.get("ratio"))
+    flagged = max(_whole(copying.get("flagged")), _whole(copying.get("exact_duplicates")))
+    split = {"val": "validation", "test": "test"}.get(str(scores.get("split")), "held-out")
+    remedy = (
+        "Look at the closest pairs; train on more images, for a shorter time, or with "
+        "model.dropout=0.1."
+    )
+    found = []
+    if flagged:
+        told = "1 sample is" if flagged == 1 else f"{count(flagged)} samples are"
+        sentence = f"{told} nearer to a training image than chance allows: likely copies."
+        found.append(Finding(WEAK, sentence, remedy))
+    if not is_number(ratio):
+        return found
+    told = f"{number(float(ratio))} times the distance of real {split} images"
+    if ratio < _COPY_RATIO:
+        sentence = f"Samples lie much nearer to training images, at {told}: the model copies."
+        found.append(Finding(WEAK, sentence, remedy))
+    elif ratio < _COPY_SLIGHT:
+        sentence = f"Samples lie slightly nearer to training images, at {told}."
+        found.append(Finding(NOTE, sentence))
+    elif not flagged:
+        sentence = f"No sign of copying: samples lie at {told} from the training images."
+        found.append(Finding(GOOD, sentence))
+    return found
+
+
+def _validation(files: RunFiles) -> list[Finding]:
+    curves = best_weights(files.validation)
+    if not curves:
+        return [Finding(NOTE, "There has been no validation yet.")]
+    name = "raw" if len(curves) == 1 and "raw" in curves else sorted(set(curves) - {"raw"})[-1]
+    curve = curves[name]
+    if len(curve) < 3:
+        return [Finding(NOTE, "There are too few validations yet to see a trend.")]
+    (end, last), (best_at, best) = curve[-1], min(curve, key=lambda pair: pair[1])
+    before = [loss for seen, loss in curve if seen <= 0.75 * end] or [curve[0][1]]
+    fall = (before[-1] - last) / abs(before[-1]) if before[-1] else 0.0
+    if best and (last - best) / abs(best) > _RISEN:
+        return [
+            Finding(
+                WEAK,
+                f"Validation error was lowest at {count(best_at)} images ({number(best)}) and has "
+                f"risen to {number(last)} since: the model fits its training images too closely.",
+                f"Use the snapshot nearest to {count(best_at)} images, or add images, flips or "
+                "model.dropout.",
+            )
+        ]
+    if fall > _STILL_FALLING:
+        return [
+            Finding(
+                NOTE,
+                f"Validation error was still falling at the end, by {share(fall)} over the last "
+                "quarter: longer training should help.",
+                "Train longer: raise training.images, for example to twice its value.",
+            )
+        ]
+    return [Finding(GOOD, "Validation error has levelled off: longer training will gain little.")]
+
+
+def _averaging(files: RunFiles) -> list[Finding]:
+    """Whether the averaged weights that are sampled by default are the best ones at the end."""
+    last = {name: curve[-1][1] for name, curve in best_weights(files.validation).items()}
+    averaged = sorted(set(last) - {"raw"})
+    if not averaged or len(last) < 2:
+        return []
+    used, best = averaged[-1], min(last, key=lambda name: last[name])
+    if best == used or last[used] <= 0 or (last[used] - last[best]) / last[used] < _RISEN:
+        return []
+    remedy = "Train longer, or shorten training.ema_stds."
+    if best == "raw":
+        told = f"The raw weights ({number(last['raw'])}) beat every average of them"
+        return [Finding(WEAK, f"{told}: the averages still hold early training.", remedy)]
+    told = f"{weights_name(best)} has a lower validation error ({number(last[best])})"
+    rest = f" than {weights_name(used)} ({number(last[used])}), which is sampled by default."
+    return [Finding(NOTE, told + rest, f"Sample from {weights_name(best)}.")]
+
+
+def _audit(files: RunFiles) -> list[Finding]:
+    if files.audit is None:
+        return [Finding(NOTE, "The data has not been audited yet.")]
+    warnings = [_line(item) for item in items(files.audit, "warnings")]
+    remedy = "Look at the images named under “The data”, and remove or repair them."
+    if warnings:
+        more = f" ({len(warnings) - 1} more under “The data”)" if len(warnings) > 1 else ""
+        return [Finding(WEAK, f"The data: {warnings[0]}{more}", remedy)]
+    verdict = [_line(item) for item in items(files.audit, "verdict")]
+    return [Finding(GOOD, f"The data: {verdict[0]}")] if verdict else []
+
+
+def _whole(value: Any) -> int:
+    return int(value) if is_number(value) else 0
+
+
+def _line(item: Any) -> str:
+    return sentence(item if isinstance(item, str) else plain(item))

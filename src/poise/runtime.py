@@ -1,0 +1,77 @@
+"""Where the arithmetic happens: device, precision, threads, and randomness as a function.
+
+No generator state is ever saved: every draw comes from `generator_at(seed, position, stream)`, so
+a resumed run draws what the unbroken run would have drawn.
+"""
+
+import hashlib
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The device of a run and the arithmetic of its network."""
+
+    device: torch.device
+    dtype: torch.dtype  # of activations and of weights during a forward pass; masters stay fp32
+
+
+def choose_runtime(precision: Literal["auto", "fp32", "bf16"] = "auto") -> Runtime:
+    """CUDA if there is a device, else the CPU; bf16 where the hardware multiplies it fast."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_amx()
+        precision = "bf16" if fast else "fp32"
+    return Runtime(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def _cpu_has_amx() -> bool:
+    """Whether the CPU has tile instructions for bf16; others emulate it at a loss."""
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+def seed_at(seed: int, position: int, stream: str) -> int:
+    """A 63-bit seed that depends on all three arguments and on nothing else."""
+    text = f"{seed}:{position}:{stream}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def generator_at(
+    seed: int, position: int, stream: str, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A fresh generator for one purpose at one point of the run.
+
+    Args:
+        seed: the run's seed.
+        position: images seen, an epoch, or an image's index.
+        stream: what the numbers are for; two streams are independent.
+        device: where the numbers are drawn; CPU and CUDA draw different ones.
+    """
+    return torch.Generator(device).manual_seed(seed_at(seed, position, stream))
+
+
+def describe_environment(runtime: Runtime) -> dict[str, Any]:
+    """Versions and hardware, for the record of a run."""
+    device = runtime.device.type
+    if device == "cuda":
+        device = f"cuda ({torch.cuda.get_device_name()})"
+    return {
+        "poise": version("poise"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": device,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "precision": str(runtime.dtype).removeprefix("torch."),
+    }

@@ -1,0 +1,159 @@
+"""Samples of a run's newest snapshot against held-out images, written as scores-SPLIT.json."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from poise.artifacts import RunDir, write_json
+from poise.build import Snapshot, load_snapshot
+from poise.console import Screen
+from poise.data.dataset import Dataset
+from poise.errors import ArtifactError, DataError
+from poise.evaluation.evaluate import score
+from poise.evaluation.features import build_features
+from poise.generate import generate
+from poise.journal import Prepared, log_event
+from poise.pictures import save_grid
+from poise.runtime import Runtime, generator_at, seed_at
+
+_LEAST = 100  # scores of fewer samples say little
+_PAIRS = 8  # shown beside their nearest training image
+
+
+def newest_snapshot(run: RunDir, runtime: Runtime, weights: str | None = None) -> Snapshot:
+    """The last whole snapshot of a run; a damaged one is passed over with an event.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    for path in reversed(run.snapshot_files()):
+        try:
+            return load_snapshot(path, runtime, weights)
+        except ArtifactError as error:
+            images_seen = int(path.stem) if path.stem.isdigit() else 0
+            log_event(run, images_seen, "warning", "damaged_snapshot", str(error))
+    raise ArtifactError(
+        f"{run.root} holds no whole snapshot.",
+        expected="a run that has written one",
+        remedy="Train it further: poise train SOURCE --run DIR --resume",
+    )
+
+
+def evaluate(
+    job: Prepared, screen: Screen, *, split_name: str, count: int | None
+) -> dict[str, Any]:
+    """Sample the newest snapshot, score it against a split, write scores and the closest pairs.
+
+    Args:
+        job: the run with its data.
+        screen: where progress is shown.
+        split_name: "val" or "test"; every use of the test split is recorded in events.jsonl.
+        count: samples to draw; None: as the settings say, within what is left of a budget.
+    """
+    started = time.monotonic()
+    members = getattr(job.splits, split_name)
+    if len(members) < 2:
+        raise DataError(
+            f"The {split_name} split holds {len(members)} images.",
+            expected="at least 2 to compare with",
+            remedy="set data.split to give it a share, or add images.",
+        )
+    snapshot = newest_snapshot(job.run, job.runtime)
+    count = count or _affordable(job, snapshot)
+    seed = seed_at(job.config.seed, 0, "evaluation") % 2**31
+    labels = _labels_like(job.dataset, members, count, seed)
+    with screen.bar("sampling", count) as bar:
+        samples = draw(snapshot, job.runtime, count, labels, seed, progress=bar.show)
+    screen.say(f"scoring {count} samples against {len(members):,} images of the {split_name} split")
+    extractor = build_features(job.config.evaluation.features, job.facts.resolution)
+    train = job.dataset.images[job.splits.train]
+    result = score(
+        samples,
+        job.dataset.images[members],
+        train,
+        extractor=extractor,
+        k=job.config.evaluation.neighbours,
+        flips=job.config.data.flip == "on",
+    )
+    _save_pairs(job.run, samples, train, result["copying"])
+    record = {
+        "split": split_name,
+        "samples": count,
+        "images_seen": snapshot.images_seen,
+        "weights": snapshot.weights,
+        "sampler": {"name": "heun", **job.config.sampling.model_dump()},
+        "seed": seed,
+        "data": job.dataset.fingerprint,
+        **result,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_json(job.run.scores(split_name), record)
+    if split_name == "test":
+        log_event(
+            job.run, snapshot.images_seen, "info", "test_split", "Scored against the test split."
+        )
+    return record
+
+
+def draw(
+    snapshot: Snapshot,
+    runtime: Runtime,
+    count: int,
+    labels: list[int] | None,
+    seed: int,
+    *,
+    steps: int | None = None,
+    progress: Any = None,
+) -> NDArray[np.uint8]:
+    """`count` images [count, C, H, W] from a snapshot, by its own settings but for `steps`."""
+    facts, settings = snapshot.facts, snapshot.config.sampling
+    if steps is not None:
+        settings = settings.model_copy(update={"steps": steps})
+    return generate(
+        snapshot.denoiser,
+        count=count,
+        shape=(facts.channels, facts.resolution, facts.resolution),
+        labels=labels,
+        settings=settings,
+        seed=seed,
+        device=runtime.device,
+        progress=progress,
+    )
+
+
+def _affordable(job: Prepared, snapshot: Snapshot) -> int:
+    """The samples of the settings, fewer where the rest of a wall-clock budget asks for it."""
+    wanted = job.config.evaluation.samples
+    assert wanted is not None
+    if job.clock.budget is None:
+        return wanted
+    trial = job.config.sampling.batch
+    labels = [0] * trial if job.facts.label_names else None
+    started = time.monotonic()
+    draw(snapshot, job.runtime, trial, labels, 0)
+    per_image = (time.monotonic() - started) / trial
+    return max(min(_LEAST, wanted), min(wanted, int(0.7 * job.clock.left() / per_image)))
+
+
+def _labels_like(
+    dataset: Dataset, members: NDArray[np.int64], count: int, seed: int
+) -> list[int] | None:
+    """Class labels in the proportions of the split."""
+    if dataset.labels is None:
+        return None
+    generator = generator_at(seed, 0, "labels")
+    chosen = torch.randint(len(members), (count,), generator=generator).numpy()
+    return [int(label) for label in dataset.labels[members[chosen]]]
+
+
+def _save_pairs(
+    run: RunDir, samples: NDArray[np.uint8], train: NDArray[np.uint8], copying: dict[str, Any]
+) -> None:
+    """The samples that lie closest to a training image, each above that image."""
+    pairs = copying["closest"][:_PAIRS]
+    if pairs:
+        rows = [samples[p["sample"]] for p in pairs] + [train[p["train"]] for p in pairs]
+        save_grid(run.samples / "closest.png", np.stack(rows), columns=len(pairs))

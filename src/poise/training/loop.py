@@ -1,0 +1,184 @@
+"""The training loop: a generator of records, each yielded after its update.
+
+It knows no files, no validation, no terminal: whoever consumes the records logs, judges and saves.
+No step waits for the device.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from poise.config import Config, TrainingConfig
+from poise.data.batches import Batch, to_unit
+from poise.diffusion.denoiser import Denoiser
+from poise.diffusion.loss import denoising_loss
+from poise.diffusion.noise import Noised, corrupt, log_normal
+from poise.runtime import generator_at, seed_at
+from poise.training.ema import PowerEMA
+from poise.training.schedules import learning_rate
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while training."""
+
+    denoiser: Denoiser
+    optimizer: torch.optim.Adam
+    ema: PowerEMA
+    images_seen: int = 0
+    step: int = 0
+
+    @classmethod
+    def fresh(cls, denoiser: Denoiser, settings: TrainingConfig) -> "TrainState":
+        """The state before the first update, with weights of unit magnitude."""
+        denoiser.normalize_weights_()
+        optimizer = torch.optim.Adam(
+            denoiser.parameters(),
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=True,
+        )
+        return cls(denoiser, optimizer, PowerEMA(weights_of(denoiser), settings.ema_stds))
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one update was; tensors stay on the device until somebody reads them."""
+
+    images_seen: int  # after the update
+    step: int
+    lr: float
+    loss: Tensor  # [B], weighted by the learned uncertainty; may be negative
+    error: Tensor  # [B], EDM-weighted squared error; about 1 when nothing is learned
+    sigma: Tensor  # [B]
+    grad_norm: Tensor  # []
+    applied: Tensor  # [] bool; false: the update was not finite and changed nothing
+    indices: Tensor  # [B], data set indices of the images
+    update_ratio: Tensor | None  # [], |change| / |weights|; only when measured
+
+
+def weights_of(denoiser: Denoiser) -> dict[str, Tensor]:
+    """The trainable weights by name."""
+    return dict(denoiser.named_parameters())
+
+
+def steps(
+    state: TrainState,
+    stream: Iterator[Batch],
+    config: Config,
+    *,
+    until: int,
+    measure_every: int = 10,
+) -> Iterator[StepRecord]:
+    """Update until exactly `until` images were seen, one record an update.
+
+    Args:
+        state: changed in place.
+        stream: batches from `state.images_seen` on; the last one is cut to size.
+        config: the resolved settings.
+        until: images seen at the end; the consumer may stop earlier.
+        measure_every: the size of the update is measured once in so many updates.
+    """
+    while state.images_seen < until:
+        batch = _cut(next(stream), until - state.images_seen)
+        measure = (state.step + 1) % measure_every == 0
+        yield update(state, batch, config, measure=measure)
+
+
+def update(state: TrainState, batch: Batch, config: Config, *, measure: bool = False) -> StepRecord:
+    """One optimisation step; a non-finite loss or gradient changes neither weights, optimiser nor EMA.
+
+    All randomness follows from `config.seed` and `state.images_seen`.
+    """
+    settings = config.training
+    device = next(state.denoiser.parameters()).device
+    noised = _noised(batch, config, state.images_seen, device)
+    labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
+    loss, error = _accumulate(state, noised, labels, settings.micro_batch or len(batch.images))
+
+    weights = list(weights_of(state.denoiser).values())
+    grads = [w.grad for w in weights if w.grad is not None]
+    grad_norm = torch.nn.utils.get_total_norm(grads)
+    applied = grad_norm.isfinite() & loss.isfinite().all()
+    before = [w.detach().clone() for w in weights] if measure else None
+
+    lr = learning_rate(settings, state.images_seen)
+    _apply(state.optimizer, lr, applied)
+    ratio = _update_ratio(before, weights) if before is not None else None
+    state.step += 1
+    state.images_seen += len(batch.images)
+    state.ema.update(state.images_seen, len(batch.images), applied)
+    state.denoiser.normalize_weights_(where=applied)
+    return StepRecord(
+        images_seen=state.images_seen,
+        step=state.step,
+        lr=lr,
+        loss=loss,
+        error=error,
+        sigma=noised.sigma,
+        grad_norm=grad_norm,
+        applied=applied,
+        indices=batch.indices,
+        update_ratio=ratio,
+    )
+
+
+def _cut(batch: Batch, count: int) -> Batch:
+    """The first `count` images, so that a run ends exactly where it was asked to."""
+    if count >= len(batch.images):
+        return batch
+    labels = None if batch.labels is None else batch.labels[:count]
+    return Batch(batch.images[:count], labels, batch.indices[:count])
+
+
+def _noised(batch: Batch, config: Config, images_seen: int, device: torch.device) -> Noised:
+    """The batch with noise that depends on the seed and on `images_seen` alone."""
+    clean = to_unit(batch.images.to(device, non_blocking=True))
+    clean = clean.contiguous(memory_format=torch.channels_last)
+    generator = generator_at(config.seed, images_seen, "noise", device)
+    settings = config.diffusion
+    sigma = log_normal(len(clean), settings.P_mean, settings.P_std, generator)
+    if config.model.dropout:
+        torch.manual_seed(seed_at(config.seed, images_seen, "dropout"))
+    return corrupt(clean, sigma, generator)
+
+
+def _accumulate(
+    state: TrainState, noised: Noised, labels: Tensor | None, micro: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the mean loss over the batch, `micro` images at a time; loss and error [B]."""
+    state.denoiser.train()
+    state.optimizer.zero_grad(set_to_none=True)
+    total = len(noised.clean)
+    pixels = noised.clean[0].numel()
+    losses, errors = [], []
+    for i in range(0, total, micro):
+        part = slice(i, i + micro)
+        piece = Noised(noised.clean[part], noised.sigma[part], noised.x[part])
+        result = denoising_loss(state.denoiser, piece, None if labels is None else labels[part])
+        # summed over pixels as in EDM2, so that Adam's epsilon means the same
+        (result.weighted.sum() * (pixels / total)).backward()  # type: ignore[no-untyped-call]
+        losses.append(result.weighted.detach())
+        errors.append(result.error.detach())
+    return torch.cat(losses), torch.cat(errors)
+
+
+def _apply(optimizer: torch.optim.Adam, lr: float, applied: Tensor) -> None:
+    """Step, or leave everything as it is where `applied` is false, decided on the device.
+
+    The fused kernel takes the flag as a gradient scaler passes it: `found_inf`.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.found_inf = (~applied).to(torch.float32)  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+def _update_ratio(before: list[Tensor], after: list[Tensor]) -> Tensor:
+    now = [w.detach() for w in after]
+    change = torch.nn.utils.get_total_norm(torch._foreach_sub(now, before))
+    return change / torch.nn.utils.get_total_norm(now)

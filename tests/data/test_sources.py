@@ -1,0 +1,199 @@
+"""Each kind of source with planted classes, splits and faults."""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import encoded, noise, write_tree
+
+from poise.data.sources import Source, open_source
+from poise.errors import DataError, UsageError
+
+
+def as_zip(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def as_folder(path: Path, files: dict[str, bytes]) -> Path:
+    return write_tree(path.with_suffix(""), files)
+
+
+def labels(source: Source) -> dict[str, str | None]:
+    return {i.name: None if i.label is None else source.label_names[i.label] for i in source.items}
+
+
+both_kinds = pytest.mark.parametrize("make", [as_folder, as_zip])
+X = encoded(noise(0))
+
+
+@both_kinds
+def test_class_folders_in_order_of_names(make, tmp_path: Path) -> None:
+    source = open_source(
+        make(tmp_path / "s.zip", {"dog/2.png": X, "cat/deep/1.JPG": X, "dog/10.tiff": X})
+    )
+    assert list(labels(source).items()) == [
+        ("cat/deep/1.JPG", "cat"),
+        ("dog/10.tiff", "dog"),
+        ("dog/2.png", "dog"),
+    ]
+    assert [source.read(n) for n in range(3)] == [X] * 3
+
+
+@both_kinds
+def test_flat_and_wrapped(make, tmp_path: Path) -> None:
+    assert labels(open_source(make(tmp_path / "a.zip", {"1.png": X}))) == {"1.png": None}
+    wrapped = {"all/my/cat/1.png": X, "all/my/dog/2.png": X}
+    assert set(labels(open_source(make(tmp_path / "b.zip", wrapped))).values()) == {"cat", "dog"}
+
+
+@both_kinds
+def test_given_splits(make, tmp_path: Path) -> None:
+    files = {"w/train/a/1.png": X, "w/Validation/a/2.png": X, "w/test/b/3.png": X}
+    source = open_source(make(tmp_path / "s.zip", files))
+    assert {i.name: i.split for i in source.items} == {
+        "w/train/a/1.png": "train",
+        "w/Validation/a/2.png": "val",
+        "w/test/b/3.png": "test",
+    }
+    assert source.label_names == ("a", "b")
+    no_train = open_source(make(tmp_path / "n.zip", {"val/1.png": X, "test/2.png": X}))
+    assert no_train.label_names == ("test", "val")
+
+
+@both_kinds
+def test_other_files_are_counted_hidden_ones_are_not(make, tmp_path: Path) -> None:
+    files = {"1.png": X, "readme.txt": b"", ".DS_Store": b"", "__MACOSX/1.png": X, ".h/2.png": X}
+    source = open_source(make(tmp_path / "s.zip", files))
+    assert [i.name for i in source.items] == ["1.png"] and source.ignored == ("readme.txt",)
+
+
+@both_kinds
+def test_images_beside_class_folders_are_left_out_aloud(make, tmp_path: Path) -> None:
+    source = open_source(make(tmp_path / "s.zip", {"a/1.png": X, "b/2.png": X, "stray.png": X}))
+    assert len(source.items) == 2 and source.ignored == ("stray.png",)
+    assert "1 image lies beside" in source.warnings[0] and "stray.png" in source.warnings[0]
+
+
+@both_kinds
+def test_manifest(make, tmp_path: Path) -> None:
+    entries = [["x/1.png", 7], ["x/2.png", 3], ["x/none.png", 3], ["../out.png", 3]]
+    entries.append(["x/1.png", 3])
+    files = {f"x/{n}.png": X for n in (1, 2, 3)}
+    files["dataset.json"] = json.dumps({"labels": entries}).encode()
+    source = open_source(make(tmp_path / "s.zip", files))
+    assert labels(source) == {"x/1.png": "7", "x/2.png": "3"}
+    assert [f.name for f in source.refused] == ["../out.png"]
+    assert source.ignored == ("x/3.png",)
+    text = " ".join(source.warnings)
+    assert "1 entry without an image file, such as x/none.png" in text
+    assert "1 entry listed again" in text and "1 image is not listed" in text
+
+
+@both_kinds
+def test_manifest_without_labels(make, tmp_path: Path) -> None:
+    files = {"a/1.png": X, "b/2.png": X, "dataset.json": b'{"labels": null}'}
+    assert open_source(make(tmp_path / "s.zip", files)).label_names == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"labels": 3}', '{"labels": [["1.png"]]}', '{"labels": [["1.png", 1.5]]}'],
+)
+def test_manifest_that_cannot_be_understood(text: str, tmp_path: Path) -> None:
+    write_tree(tmp_path, {"1.png": X, "dataset.json": text.encode()})
+    with pytest.raises(DataError, match=r"dataset\.json") as caught:
+        open_source(tmp_path)
+    assert caught.value.expected and caught.value.remedy
+
+
+def test_zip_names_that_lead_out_are_refused_by_name(tmp_path: Path) -> None:
+    bad = ["../evil.png", "/abs.png", "C:/drive.png", "a/../../b.png", "..\\win.png"]
+    path = as_zip(tmp_path / "s.zip", {"ok/1.png": X, **dict.fromkeys(bad, X)})
+    source = open_source(path)
+    assert [i.name for i in source.items] == ["ok/1.png"]
+    assert sorted(f.name for f in source.refused) == sorted(bad)
+    assert not (tmp_path.parent / "evil.png").exists()
+
+
+def test_links_and_pipes(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "root", {"1.png": X, "sub/2.png": X})
+    write_tree(tmp_path / "outside", {"3.png": X})
+    (root / "out.png").symlink_to(tmp_path / "outside" / "3.png")
+    (root / "outdir").symlink_to(tmp_path / "outside")
+    (root / "gone.png").symlink_to(root / "nothing.png")
+    (root / "loop").symlink_to(root)
+    (root / "in.png").symlink_to(root / "1.png")
+    os.mkfifo(root / "pipe.png")
+    source = open_source(root)
+    reasons = {f.name: f.reason for f in source.refused}
+    assert sorted(reasons) == ["gone.png", "loop", "out.png", "outdir", "pipe.png"]
+    assert "leads out" in reasons["out.png"] and "leads out" in reasons["outdir"]
+    assert [i.name for i in source.items] == ["sub/2.png"]  # the others lie beside a class folder
+    assert set(source.ignored) == {"1.png", "in.png"}
+
+
+def test_npz(tmp_path: Path) -> None:
+    colour = np.stack([noise(n) for n in range(4)])
+    np.savez(tmp_path / "c.npz", colour, np.array([5, 5, 9, 5]))
+    source = open_source(tmp_path / "c.npz")
+    assert source.label_names == ("5", "9") and [i.label for i in source.items] == [0, 0, 1, 0]
+    assert np.array_equal(source.read(2), colour[2])
+    for gray in (colour[..., 0], colour[..., :1]):
+        np.savez_compressed(tmp_path / "g.npz", gray)
+        source = open_source(tmp_path / "g.npz")
+        assert np.array_equal(source.read(1), colour[1, ..., 0]) and source.label_names == ()
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        (np.zeros((4, 8, 8, 3), np.float32),),
+        (np.zeros((4, 8, 8, 2), np.uint8),),
+        (np.zeros((0, 8, 8, 3), np.uint8),),
+        (np.zeros((8, 8), np.uint8),),
+        (np.zeros((4, 8, 8), np.uint8), np.zeros(3, int)),
+        (np.zeros((4, 8, 8), np.uint8), np.zeros(4)),
+        (np.array([object()]),),
+    ],
+)
+def test_npz_that_is_wrong(arrays, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", *arrays)
+    with pytest.raises(DataError, match=r"x\.npz") as caught:
+        open_source(tmp_path / "x.npz")
+    assert caught.value.expected and caught.value.remedy
+
+
+def test_npz_without_images_or_no_npz(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=np.zeros(3))
+    with pytest.raises(DataError, match="images, but no arr_0"):
+        open_source(tmp_path / "x.npz")
+    (tmp_path / "y.npz").write_bytes(b"not an archive")
+    with pytest.raises(DataError, match="cannot be read"):
+        open_source(tmp_path / "y.npz")
+
+
+def test_digits_are_the_ones_of_scikit_learn() -> None:
+    source = open_source("digits")
+    assert len(source.items) == 1797 and source.label_names == tuple("0123456789")
+    assert source.items[0].name == "digit-0000" and source.items[1796].name == "digit-1796"
+    first = source.read(0)
+    assert isinstance(first, np.ndarray) and first.shape == (8, 8)
+    assert first[0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]  # 0 0 5 13 9 1 0 0 of 16
+
+
+def test_wrong_paths(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    for path, text in (("missing", "does not exist"), ("notes.txt", "kind .txt is unknown")):
+        with pytest.raises(UsageError, match=text):
+            open_source(tmp_path / path)
+    with pytest.raises(DataError, match=r"holds no image\. It has 1 other files, such as notes"):
+        open_source(tmp_path)
+    (tmp_path / "bad.zip").write_bytes(b"PK nonsense")
+    with pytest.raises(DataError, match="cannot be read"):
+        open_source(tmp_path / "bad.zip")
