@@ -8,9 +8,9 @@ from poise.errors import PoiseError
 if TYPE_CHECKING:
     from poise.api import Run, load, train
 
-# Threads that spin while they wait make a step up to a hundred times slower as soon as another
-# process wants the same cores. Must be said before torch loads; docs/decisions/0002.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Threads that spin long while they wait make a step many times slower as soon as another process
+# wants the same cores. Must be said before torch loads; docs/decisions/0002.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = ["PoiseError", "Run", "load", "train"]
 

@@ -16,7 +16,6 @@ from poise.console import Screen
 from poise.errors import ArtifactError, UsageError, nearest
 from poise.pictures import save_samples
 from poise.report.report import write_report
-from poise.runtime import choose_runtime
 from poise.scoring import draw, newest_snapshot
 
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
@@ -125,11 +124,10 @@ class Run:
 
     def _load(self) -> Snapshot:
         if self._snapshot is None:
-            runtime = choose_runtime("auto")
             if self.path.is_dir():
-                self._snapshot = newest_snapshot(RunDir(self.path), runtime)
+                self._snapshot = newest_snapshot(RunDir(self.path))
             else:
-                self._snapshot = load_snapshot(self.path, runtime)
+                self._snapshot = load_snapshot(self.path)
         return self._snapshot
 
     def _draw(
@@ -142,9 +140,7 @@ class Run:
             raise UsageError(f"steps = {steps} is too few.", expected="2 or more")
         indices = label_indices(labels, snapshot.facts.label_names, n)
         with self._screen.bar("sampling", n) as bar:
-            images = draw(
-                snapshot, choose_runtime("auto"), n, indices, seed, steps=steps, progress=bar.show
-            )
+            images = draw(snapshot, n, indices, seed, steps=steps, progress=bar.show)
         return images, indices
 
 
@@ -192,6 +188,12 @@ def train_job(job: pipeline.Job, *, quiet: bool) -> Run:
     if job.budget_seconds is not None and job.images is not None:
         raise UsageError(
             "A budget and a number of images were both given.", expected="one of them, or neither"
+        )
+    if job.resume and job.root == free_run_folder(job.source):
+        raise UsageError(
+            "--resume does not say which run.",
+            expected="the folder of the run",
+            remedy="Name it with --run, such as --run runs/digits-001.",
         )
     done = pipeline.train(job, Screen(quiet=quiet))
     return Run(done.root, quiet=quiet)

@@ -124,7 +124,7 @@ class RunDir:
             path.unlink()
 
     def truncate_logs(self, images_seen: int) -> None:
-        """Cut every log and drop every later picture and snapshot: what comes next is written anew."""
+        """Cut every log and drop every later picture and snapshot: they will be written anew."""
         for name in ("metrics", "timing", "validation", "events"):
             path = self.log(name)
             if path.exists():

@@ -1,4 +1,4 @@
-"""What a run can afford: presets and lengths from measured speed, checks within a share of training.
+"""What a run can afford: presets and lengths from measured speed, checks as a share of training.
 
 Counts of checks follow from settings alone, so that they do not depend on the machine. Only a
 wall-clock budget measures.

@@ -11,7 +11,7 @@ from poise.config import Config, from_toml
 from poise.diffusion.denoiser import Denoiser
 from poise.errors import ArtifactError, UsageError, nearest
 from poise.models.edm2 import Uncertainty, UNet
-from poise.runtime import Runtime, seed_at
+from poise.runtime import Runtime, choose_runtime, seed_at
 
 
 def build_denoiser(config: Config, facts: DataFacts, runtime: Runtime) -> Denoiser:
@@ -45,16 +45,16 @@ class Snapshot:
     denoiser: Denoiser
     facts: DataFacts
     config: Config
+    runtime: Runtime  # the arithmetic it was trained in, on this machine's device
     weights: str  # "raw" or the averaged profile, such as "ema_0.100"
     images_seen: int
 
 
-def load_snapshot(path: Path, runtime: Runtime, weights: str | None = None) -> Snapshot:
+def load_snapshot(path: Path, weights: str | None = None) -> Snapshot:
     """The denoiser of a snapshot file, in evaluation mode.
 
     Args:
         path: a file of a run's `snapshots/`.
-        runtime: where it will run.
         weights: which of the weights it holds; None: the widest average.
 
     Raises:
@@ -74,10 +74,11 @@ def load_snapshot(path: Path, runtime: Runtime, weights: str | None = None) -> S
             expected="one of " + ", ".join(meta["weights"]),
         )
     config, facts = from_toml(meta["config"]), DataFacts.from_json(meta["facts"])
+    runtime = choose_runtime(config.training.precision)
     denoiser = build_denoiser(config, facts, runtime)
     state: dict[str, torch.Tensor] = {}
     for prefix in ("raw/", f"{weights}/"):  # an average replaces the weights and not the buffers
         state |= {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     denoiser.load_state_dict(state)
     denoiser.eval().requires_grad_(False)
-    return Snapshot(denoiser, facts, config, weights, int(meta["images_seen"]))
+    return Snapshot(denoiser, facts, config, runtime, weights, int(meta["images_seen"]))

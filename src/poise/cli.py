@@ -183,7 +183,8 @@ def _score_table(scores: dict[str, Any]) -> str:
     ]
     notes = [f"note: {warning}" for warning in scores["warnings"]]
     about = (
-        f"{scores['samples']} samples of {scores['weights']} after {scores['images_seen']:,} images, "
+        f"{scores['samples']} samples of {scores['weights']} "
+        f"after {scores['images_seen']:,} images, "
         f"against the {scores['split']} split, on {scores['features']['name']} features; "
         "real: the same figure for real images in the samples' place"
     )

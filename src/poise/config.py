@@ -16,7 +16,7 @@ from poise.errors import UsageError, nearest
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(_Section):
@@ -92,7 +92,7 @@ class TrainingConfig(_Section):
         ge=1,
         description="Images the network sees; schedules are drawn over this length.",
     )
-    batch: int = Field(128, ge=1, description="Images per update.")
+    batch: int = Field(64, ge=1, description="Images per update.")
     micro_batch: int | None = Field(
         None, ge=1, description="Images per forward pass; unset: the batch. The update is the same."
     )
@@ -244,7 +244,7 @@ def resolve(preset: Preset | None = None, overrides: Mapping[str, Any] | None = 
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
-    """`["training.lr=0.01", "data.flip=on"]` as dotted keys and values (TOML syntax, bare words allowed).
+    """`["training.lr=0.01", "data.flip=on"]` as dotted keys and values: TOML, or a bare word.
 
     Raises:
         UsageError: a text without `=`.

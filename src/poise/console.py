@@ -1,4 +1,4 @@
-"""What the person in front of the terminal sees: stages, bars, plain lines where it is no terminal."""
+"""What the person in front of the terminal sees: stages and bars; elsewhere, plain lines."""
 
 import time
 from collections.abc import Iterator

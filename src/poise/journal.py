@@ -65,7 +65,7 @@ class Journal:
         self._marked = time.monotonic(), self.state.images_seen
 
     def restore(self) -> bool:
-        """Go back to the newest whole checkpoint; a damaged one is named and the one before used."""
+        """Go back to the newest whole checkpoint; a damaged one is named and passed over."""
         run = self.job.run
         damaged = []
         for path in reversed(run.checkpoint_files()):
@@ -110,7 +110,7 @@ class Journal:
             self.checkpoint()
 
     def finish(self) -> None:
-        """The last validation, grid, snapshot and checkpoint, where the cadence did not hit the end."""
+        """The last of everything, where the cadence did not hit the end."""
         for due, act in (
             (self.job.config.cadence.validations, self.validate),
             (self.job.config.cadence.grids, self.grid),

@@ -40,7 +40,7 @@ def save_grid(path: Path, images: Pixels, columns: int) -> None:
 def save_samples(
     out: Path, images: Pixels, labels: Sequence[int] | None, label_names: Sequence[str]
 ) -> None:
-    """Write [N, C, H, W] as `.npz` (arr_0 NHWC, arr_1 labels) or as a folder of PNGs with labels.csv.
+    """Write [N, C, H, W] as `.npz` (arr_0 NHWC, arr_1 labels) or as PNGs with labels.csv.
 
     Raises:
         UsageError: `out` has another suffix.

@@ -4,11 +4,9 @@ Each stage is one function; stages meet in the files of the run folder. Decision
 by whoever reads the records of the training loop.
 """
 
-import shlex
-import signal
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,11 +25,18 @@ from poise.data.augment import flips_keep_classes
 from poise.data.batches import batches, measure_sigma_data
 from poise.data.dataset import Dataset, load_dataset
 from poise.data.splits import Splits, split
-from poise.errors import ArtifactError, Interrupted, PoiseError, UsageError
+from poise.errors import Interrupted, PoiseError, UsageError
 from poise.journal import Journal, Prepared, log_event
 from poise.report.report import write_report
+from poise.resuming import (
+    refuse_other_data,
+    refuse_other_plan,
+    refuse_other_settings,
+    refuse_used_folder,
+)
 from poise.runtime import Runtime, choose_runtime, describe_environment
-from poise.scoring import evaluate
+from poise.scoring import FEWEST, evaluate
+from poise.signals import catch_signals, terminate_as_interrupt
 from poise.training.loop import TrainState, steps
 
 _START_UP_SECONDS = 12.0  # features of the real images, the report
@@ -66,13 +71,20 @@ def train(job: Job, screen: Screen) -> RunDir:
         screen.say(f"This run is finished. Report: {run.report}")
         return run
     try:
-        images_seen = learn(prepared, screen)
-        evaluate(prepared, screen, split_name="val", count=None)
+        with terminate_as_interrupt():
+            images_seen = learn(prepared, screen)
+            if len(prepared.splits.val) >= FEWEST:
+                evaluate(prepared, screen, split_name="val", count=None)
+            else:
+                _note_unscored(prepared, images_seen, screen)
     except (Interrupted, KeyboardInterrupt):
         _set_status(prepared, "interrupted")
         raise
-    except PoiseError:
-        _set_status(prepared, "failed")
+    except Exception:
+        with suppress(
+            PoiseError
+        ):  # the failure itself is what must be heard, not a full disk's echo
+            _set_status(prepared, "failed")
         raise
     _set_status(prepared, "finished", images_seen=images_seen)
     write_report(run)
@@ -85,18 +97,19 @@ def prepare(job: Job, screen: Screen, clock: Clock) -> Prepared:
     run = RunDir(job.root)
     resuming = job.resume and run.run.exists()
     if not resuming:
-        _refuse_used_folder(run, job)
+        refuse_used_folder(run, job.source)
     base = config_from_toml(run.config.read_text(encoding="utf-8")) if resuming else None
     chosen = preset_named(job.preset) if job.preset else None
     early = base or resolve(chosen, _overrides(job))  # a wrong setting fails before any work
     if base is not None:
-        _refuse_other_settings(base, _overrides(job), run)
+        refuse_other_settings(base, _overrides(job), run)
 
     dataset, splits = read_data(job.source, early, run, screen)
     facts = facts_of(dataset, splits)
     if base is not None:
         info = read_json(run.run)
-        _refuse_other_data(info, dataset, run)
+        refuse_other_data(info, dataset, run)
+        refuse_other_plan(info, job.preset, job.budget_seconds, run)
         clock.budget = info["budget_seconds"]
         runtime = choose_runtime(base.training.precision)
         return Prepared(run, base, dataset, splits, facts, runtime, clock)
@@ -137,7 +150,7 @@ def score_again(run: RunDir, screen: Screen, *, split: str, count: int | None) -
     info = read_json(run.run)
     config = config_from_toml(run.config.read_text(encoding="utf-8"))
     dataset, splits = read_data(info["source"], config, run, screen)
-    _refuse_other_data(info, dataset, run)
+    refuse_other_data(info, dataset, run)
     runtime = choose_runtime(config.training.precision)
     facts = facts_of(dataset, splits)
     prepared = Prepared(run, config, dataset, splits, facts, runtime, Clock(None))
@@ -204,28 +217,6 @@ def learn(job: Prepared, screen: Screen) -> int:
                 break
         journal.finish()
     return state.images_seen
-
-
-@contextmanager
-def catch_signals() -> Iterator[list[str]]:
-    """SIGINT and SIGTERM fill the list instead of ending the process; a second SIGINT ends it."""
-    caught: list[str] = []
-
-    def note(number: int, _: object) -> None:
-        if caught and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        caught.append(signal.Signals(number).name)
-
-    try:
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals stay with whoever owns it
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _settle(
@@ -314,34 +305,10 @@ def _set_status(prepared: Prepared, status: str, **more: Any) -> None:
     write_json(prepared.run.run, info)
 
 
-def _refuse_used_folder(run: RunDir, job: Job) -> None:
-    if run.run.exists():
-        raise UsageError(
-            f"{run.root} already holds a run.",
-            expected="a new folder, or --resume to go on with it",
-            remedy=f"{shlex.join(['poise', 'train', job.source, '--run', str(run.root)])} --resume",
-        )
-
-
-def _refuse_other_settings(config: Config, overrides: Mapping[str, Any], run: RunDir) -> None:
-    asked = resolve(None, overrides)
-    for key in overrides:
-        section, _, leaf = key.rpartition(".")
-        was = getattr(getattr(config, section), leaf) if section else getattr(config, leaf)
-        now = getattr(getattr(asked, section), leaf) if section else getattr(asked, leaf)
-        if was != now:
-            raise UsageError(
-                f"The run in {run.root} was started with {key} = {was}, not {now}.",
-                expected="the settings it was started with",
-                remedy="Leave the setting away to resume, or start a new run with --run.",
-            )
-
-
-def _refuse_other_data(info: Mapping[str, Any], dataset: Dataset, run: RunDir) -> None:
-    if info["data"]["fingerprint"] != dataset.fingerprint:
-        raise ArtifactError(
-            f"The images of {info['source']} are no longer those the run in {run.root} was "
-            f"started with ({info['data']['images']:,} then, {len(dataset):,} now).",
-            expected="the same files with the same content",
-            remedy="Restore the images, or start a new run with --run.",
-        )
+def _note_unscored(prepared: Prepared, images_seen: int, screen: Screen) -> None:
+    message = (
+        f"The validation split holds {len(prepared.splits.val)} images, and scores need "
+        f"{FEWEST}: the samples were not scored."
+    )
+    log_event(prepared.run, images_seen, "warning", "not_scored", message)
+    screen.say(f"note: {message}")

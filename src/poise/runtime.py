@@ -27,17 +27,18 @@ def choose_runtime(precision: Literal["auto", "fp32", "bf16"] = "auto") -> Runti
     """CUDA if there is a device, else the CPU; bf16 where the hardware multiplies it fast."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_amx()
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_multiplies_bf16()
         precision = "bf16" if fast else "fp32"
     return Runtime(device, torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
-def _cpu_has_amx() -> bool:
-    """Whether the CPU has tile instructions for bf16; others emulate it at a loss."""
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for bf16 products; others emulate them at a loss."""
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def seed_at(seed: int, position: int, stream: str) -> int:

@@ -17,13 +17,14 @@ from poise.evaluation.features import build_features
 from poise.generate import generate
 from poise.journal import Prepared, log_event
 from poise.pictures import save_grid
-from poise.runtime import Runtime, generator_at, seed_at
+from poise.runtime import generator_at, seed_at
 
+FEWEST = 10  # images of a split below which no score means anything
 _LEAST = 100  # scores of fewer samples say little
 _PAIRS = 8  # shown beside their nearest training image
 
 
-def newest_snapshot(run: RunDir, runtime: Runtime, weights: str | None = None) -> Snapshot:
+def newest_snapshot(run: RunDir, weights: str | None = None) -> Snapshot:
     """The last whole snapshot of a run; a damaged one is passed over with an event.
 
     Raises:
@@ -31,7 +32,7 @@ def newest_snapshot(run: RunDir, runtime: Runtime, weights: str | None = None) -
     """
     for path in reversed(run.snapshot_files()):
         try:
-            return load_snapshot(path, runtime, weights)
+            return load_snapshot(path, weights)
         except ArtifactError as error:
             images_seen = int(path.stem) if path.stem.isdigit() else 0
             log_event(run, images_seen, "warning", "damaged_snapshot", str(error))
@@ -55,18 +56,18 @@ def evaluate(
     """
     started = time.monotonic()
     members = getattr(job.splits, split_name)
-    if len(members) < 2:
+    if len(members) < FEWEST:
         raise DataError(
             f"The {split_name} split holds {len(members)} images.",
-            expected="at least 2 to compare with",
+            expected=f"at least {FEWEST} to compare with",
             remedy="set data.split to give it a share, or add images.",
         )
-    snapshot = newest_snapshot(job.run, job.runtime)
+    snapshot = newest_snapshot(job.run)
     count = count or _affordable(job, snapshot)
     seed = seed_at(job.config.seed, 0, "evaluation") % 2**31
     labels = _labels_like(job.dataset, members, count, seed)
     with screen.bar("sampling", count) as bar:
-        samples = draw(snapshot, job.runtime, count, labels, seed, progress=bar.show)
+        samples = draw(snapshot, count, labels, seed, progress=bar.show)
     screen.say(f"scoring {count} samples against {len(members):,} images of the {split_name} split")
     extractor = build_features(job.config.evaluation.features, job.facts.resolution)
     train = job.dataset.images[job.splits.train]
@@ -100,7 +101,6 @@ def evaluate(
 
 def draw(
     snapshot: Snapshot,
-    runtime: Runtime,
     count: int,
     labels: list[int] | None,
     seed: int,
@@ -119,7 +119,7 @@ def draw(
         labels=labels,
         settings=settings,
         seed=seed,
-        device=runtime.device,
+        device=snapshot.runtime.device,
         progress=progress,
     )
 
@@ -133,7 +133,7 @@ def _affordable(job: Prepared, snapshot: Snapshot) -> int:
     trial = job.config.sampling.batch
     labels = [0] * trial if job.facts.label_names else None
     started = time.monotonic()
-    draw(snapshot, job.runtime, trial, labels, 0)
+    draw(snapshot, trial, labels, 0)
     per_image = (time.monotonic() - started) / trial
     return max(min(_LEAST, wanted), min(wanted, int(0.7 * job.clock.left() / per_image)))
 

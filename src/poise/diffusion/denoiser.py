@@ -47,7 +47,8 @@ class Denoiser(nn.Module):
         c_skip, c_out, c_in = sd**2 / total**2, s * sd / total, 1 / total
         c_noise = _noise_code(sigma).expand(x.shape[0])
         F = self.network((c_in * x).to(self.dtype), c_noise, labels)
-        return c_skip * x + c_out * F.float()
+        D: Tensor = c_skip * x + c_out * F.float()
+        return D
 
     def log_variance(self, sigma: Tensor) -> Tensor:
         """The learned log-variance u(sigma), [B]; used only to weigh the loss."""
@@ -70,4 +71,5 @@ class Denoiser(nn.Module):
 
 
 def _noise_code(sigma: Tensor) -> Tensor:
-    return sigma.float().reshape(-1).log() / 4
+    c_noise: Tensor = sigma.float().reshape(-1).log() / 4
+    return c_noise

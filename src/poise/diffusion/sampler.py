@@ -1,6 +1,7 @@
 """Samplers: functions over a callable that denoises. Source: Karras et al. 2022 (EDM)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -40,32 +41,13 @@ def heun(
     Returns:
         Images [B, C, H, W], about [-1, 1], not clamped.
     """
-    x = noise
-    for x in heun_steps(
-        denoise, noise, num_steps=num_steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho
-    ):
-        pass
-    return x
-
-
-def heun_steps(
-    denoise: Denoise,
-    noise: Tensor,
-    *,
-    num_steps: int = 18,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
-) -> Iterator[Tensor]:
-    """The state after each step of `heun`, for who wants to watch."""
     levels = noise_schedule(num_steps, sigma_min, sigma_max, rho).to(noise.device, noise.dtype)
     x = noise * levels[0]
-    for i in range(num_steps):
-        t, t_next = levels[i], levels[i + 1]
+    for i, (t, t_next) in enumerate(pairwise(levels), start=1):
         d = (x - denoise(x, t)) / t
         x_next = x + (t_next - t) * d
-        if i < num_steps - 1:
+        if i < num_steps:  # the last step, to zero, stays an Euler step
             d_next = (x_next - denoise(x_next, t_next)) / t_next
             x_next = x + (t_next - t) * (d + d_next) / 2
         x = x_next
-        yield x
+    return x

@@ -5,7 +5,8 @@ It knows nothing of preconditioning, loss, sampler or EMA.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +24,11 @@ from poise.models.layers import (
     upsample,
 )
 
+_Level = tuple[str, int, bool]  # "16x16", its width, whether its blocks attend
+
 
 class SelfAttention(nn.Module):
-    """Attention over all pixels with unit-magnitude queries, keys and values (EDM2, Section B.3)."""
+    """Attention over all pixels; queries, keys and values have unit magnitude (EDM2)."""
 
     def __init__(self, channels: int, channels_per_head: int, balance: float) -> None:
         super().__init__()
@@ -139,59 +142,24 @@ class UNet(nn.Module):
         self.emb_noise = MPConv(widths[0], emb)
         self.emb_label = MPConv(num_classes, emb) if num_classes else None
 
-        def block(
-            c_in: int, c_out: int, *, decoder: bool, attention: bool, resample: str = "keep"
-        ) -> Block:
-            return Block(
-                c_in,
-                c_out,
-                emb,
-                decoder=decoder,
-                resample=resample,
-                attention=attention,
-                channels_per_head=channels_per_head,
-                dropout=dropout,
-                res_balance=res_balance,
-                attn_balance=attn_balance,
-                clip_act=clip_act,
-            )
-
-        self.enc = nn.ModuleDict()
-        c = channels_in + 1  # one channel of ones stands in for biases
-        skips = []
-        for level, width in enumerate(widths):
-            side = resolution >> level
-            name = f"{side}x{side}"
-            if level == 0:
-                self.enc[f"{name}_conv"] = MPConv(c, width, kernel=3)
-                c = width
-            else:
-                self.enc[f"{name}_down"] = block(
-                    c, c, decoder=False, attention=False, resample="down"
-                )
-            skips.append(c)
-            for i in range(num_blocks):
-                attends = side in attn_resolutions
-                self.enc[f"{name}_block{i}"] = block(c, width, decoder=False, attention=attends)
-                c = width
-                skips.append(c)
-
-        self.dec = nn.ModuleDict()
-        for level, width in reversed(list(enumerate(widths))):
-            side = resolution >> level
-            name = f"{side}x{side}"
-            if level == len(widths) - 1:
-                self.dec[f"{name}_in0"] = block(c, c, decoder=True, attention=True)
-                self.dec[f"{name}_in1"] = block(c, c, decoder=True, attention=False)
-            else:
-                self.dec[f"{name}_up"] = block(c, c, decoder=True, attention=False, resample="up")
-            for i in range(num_blocks + 1):
-                attends = side in attn_resolutions
-                self.dec[f"{name}_block{i}"] = block(
-                    c + skips.pop(), width, decoder=True, attention=attends
-                )
-                c = width
-        self.out_conv = MPConv(c, channels_in, kernel=3)
+        block = partial(
+            Block,
+            emb_channels=emb,
+            channels_per_head=channels_per_head,
+            dropout=dropout,
+            res_balance=res_balance,
+            attn_balance=attn_balance,
+            clip_act=clip_act,
+        )
+        sides = [resolution >> level for level in range(len(widths))]
+        levels = [
+            (f"{side}x{side}", width, side in attn_resolutions)
+            for side, width in zip(sides, widths, strict=True)
+        ]
+        # one channel of ones stands in for biases
+        self.enc, skips = _encoder(levels, channels_in + 1, num_blocks, block)
+        self.dec = _decoder(levels, skips, num_blocks, block)
+        self.out_conv = MPConv(widths[0], channels_in, kernel=3)
         self.out_gain = nn.Parameter(torch.zeros([]))
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -228,6 +196,44 @@ class UNet(nn.Module):
             label = self.emb_label(rows * math.sqrt(self.num_classes))
             emb = mp_sum(emb, label.expand_as(emb), self.label_balance)
         return mp_silu(emb)
+
+
+def _encoder(
+    levels: Sequence[_Level], channels_in: int, num_blocks: int, block: Callable[..., Block]
+) -> tuple[nn.ModuleDict, list[int]]:
+    """The way down, and the width of each output, which the decoder takes in."""
+    enc, skips = nn.ModuleDict(), []
+    c = channels_in
+    for level, (name, width, attends) in enumerate(levels):
+        if level == 0:
+            enc[f"{name}_conv"] = MPConv(c, width, kernel=3)
+            c = width
+        else:
+            enc[f"{name}_down"] = block(c, c, resample="down")
+        skips.append(c)
+        for i in range(num_blocks):
+            enc[f"{name}_block{i}"] = block(c, width, attention=attends)
+            c = width
+            skips.append(c)
+    return enc, skips
+
+
+def _decoder(
+    levels: Sequence[_Level], skips: Sequence[int], num_blocks: int, block: Callable[..., Block]
+) -> nn.ModuleDict:
+    """The way up; each block takes in one output of the encoder, the last one first."""
+    dec, left = nn.ModuleDict(), list(skips)
+    c = left[-1]
+    for name, width, attends in reversed(levels):
+        if not dec:
+            dec[f"{name}_in0"] = block(c, c, decoder=True, attention=True)
+            dec[f"{name}_in1"] = block(c, c, decoder=True)
+        else:
+            dec[f"{name}_up"] = block(c, c, decoder=True, resample="up")
+        for i in range(num_blocks + 1):
+            dec[f"{name}_block{i}"] = block(c + left.pop(), width, decoder=True, attention=attends)
+            c = width
+    return dec
 
 
 class Uncertainty(nn.Module):

@@ -23,7 +23,8 @@ def normalize(x: Tensor, dim: int | tuple[int, ...] | None = None, eps: float = 
         dim = tuple(range(1, x.ndim))
     norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float32)
     rms = eps + norm * math.sqrt(norm.numel() / x.numel())
-    return x / rms.to(x.dtype)
+    y: Tensor = x / rms.to(x.dtype)
+    return y
 
 
 def mp_silu(x: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def upsample(x: Tensor) -> Tensor:
 
 
 class MPFourier(nn.Module):
-    """Random Fourier features of a scalar: sqrt(2) cos(freqs x + phases), in fp32 (EDM2, Eq. 75)."""
+    """Random Fourier features sqrt(2) cos(freqs x + phases) of a scalar, fp32 (EDM2, Eq. 75)."""
 
     freqs: Tensor
     phases: Tensor

@@ -31,7 +31,7 @@ def power_beta(std: float, images_seen: int, images: int) -> float:
 
     EDM2, Eq. 127; the first update keeps nothing.
     """
-    return (1 - images / images_seen) ** (std_to_exp(std) + 1)
+    return float((1 - images / images_seen) ** (std_to_exp(std) + 1))
 
 
 class PowerEMA:

@@ -89,7 +89,7 @@ def steps(
 
 
 def update(state: TrainState, batch: Batch, config: Config, *, measure: bool = False) -> StepRecord:
-    """One optimisation step; a non-finite loss or gradient changes neither weights, optimiser nor EMA.
+    """One optimisation step; if loss or gradient is not finite, weights, optimiser and EMA stay.
 
     All randomness follows from `config.seed` and `state.images_seen`.
     """

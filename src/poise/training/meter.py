@@ -24,7 +24,7 @@ class IntervalMeter:
     """Averages of loss, error and gradient norm since the last line, and error by noise band."""
 
     def __init__(self, settings: DiffusionConfig, device: torch.device) -> None:
-        """Bands are equal steps of ln(sigma) within 2.5 deviations of its mean; the outer ones are open."""
+        """Bands: equal steps of ln(sigma) within 2.5 deviations of its mean; the outer are open."""
         low = settings.P_mean - 2.5 * settings.P_std
         width = 5 * settings.P_std / _BANDS
         self._low, self._width = low, width
