@@ -113,12 +113,12 @@ def test_asking_for_help_does_not_load_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_threads_that_wait_do_not_spin() -> None:
-    code = "import os, poise; print(os.environ['OMP_WAIT_POLICY'])"
+def test_threads_that_wait_do_not_spin_for_long() -> None:
+    code = "import os, poise; print(os.environ['GOMP_SPINCOUNT'])"
     done = subprocess.run(
         [sys.executable, "-c", code], env={}, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "passive"
+    assert int(done.stdout) <= 10_000
 
 
 def test_no_class_of_ours_inherits_from_another_but_seams_errors_and_settings() -> None:

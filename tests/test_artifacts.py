@@ -85,9 +85,11 @@ def test_tensors_and_meta_come_back_bit_by_bit(tmp_path: Path) -> None:
     for name, tensor in TENSORS.items():
         assert found[name].dtype == tensor.dtype
         assert found[name].shape == tensor.shape
-        assert found[name].numpy(force=True).tobytes() == tensor.numpy().tobytes() if (
-            tensor.dtype != torch.bfloat16
-        ) else torch.equal(found[name].view(torch.int16), tensor.view(torch.int16))
+        assert (
+            found[name].numpy(force=True).tobytes() == tensor.numpy().tobytes()
+            if (tensor.dtype != torch.bfloat16)
+            else torch.equal(found[name].view(torch.int16), tensor.view(torch.int16))
+        )
 
 
 @hypothesis_settings(

@@ -43,7 +43,9 @@ META = Runtime(torch.device("meta"), torch.float32)
     ],
 )
 def test_an_unknown_key_names_the_nearest(typo: str, meant: str) -> None:
-    with pytest.raises(UsageError, match=rf"no setting '{typo}'. Did you mean .*{meant}'") as caught:
+    with pytest.raises(
+        UsageError, match=rf"no setting '{typo}'. Did you mean .*{meant}'"
+    ) as caught:
         resolve(None, {typo: 1})
     assert "poise config" in caught.value.remedy
 

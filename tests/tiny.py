@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from poise import cli
 from poise.artifacts import load_tensors
 
 SETTINGS = {
@@ -22,7 +23,7 @@ SETTINGS = {
     "evaluation.samples": 20,
     "validation.images": 16,
     "cadence.checkpoints": 15,
-    "cadence.validations": 7,
+    "cadence.validations": 3,
     "cadence.grids": 2,
 }
 IMAGES = 2000  # no multiple of the batch
@@ -32,6 +33,18 @@ def set_options(**changes: object) -> list[str]:
     """SETTINGS as `--set` options; two underscores in a name of `changes` stand for the dot."""
     settings = SETTINGS | {key.replace("__", "."): value for key, value in changes.items()}
     return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+
+
+def call(*args: str) -> int:
+    """The command line in this process; its exit code."""
+    before, sys.argv = sys.argv, ["poise", *args]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return 0
 
 
 def start(*args: str) -> subprocess.Popen[str]:
@@ -66,7 +79,9 @@ def differences(one: Path, other: Path) -> list[str]:
     for name in ("metrics.jsonl", "validation.jsonl", "config.toml", "splits.json"):
         if (one / name).read_bytes() != (other / name).read_bytes():
             found.append(name)
-    found += _tree(one / "samples", other / "samples", lambda a, b: a.read_bytes() != b.read_bytes())
+    found += _tree(
+        one / "samples", other / "samples", lambda a, b: a.read_bytes() != b.read_bytes()
+    )
     found += _tree(one / "snapshots", other / "snapshots", _tensors_differ)
     last = [sorted((root / "checkpoints").iterdir())[-1] for root in (one, other)]
     if last[0].name != last[1].name:

@@ -59,6 +59,7 @@ class Journal:
     meter: IntervalMeter = field(init=False)
     images_per_second: float = field(init=False, default=0.0)
     last_error: float | None = field(init=False, default=None)
+    took: dict[str, float] = field(init=False, default_factory=dict)  # seconds, last time
 
     def __post_init__(self) -> None:
         self.meter = IntervalMeter(self.job.config.diffusion, self.job.runtime.device)
@@ -139,7 +140,7 @@ class Journal:
 
     def validate(self) -> None:
         """Denoising error of held-out images, for the raw and each averaged set of weights."""
-        job, settings = self.job, self.job.config.validation
+        job, settings, started = self.job, self.job.config.validation, time.monotonic()
         assert settings.images is not None
         order = generator_at(job.config.seed, 0, "probe")
         chosen = torch.randperm(len(job.splits.val), generator=order)[: settings.images]
@@ -167,11 +168,12 @@ class Journal:
                 "bands": [vars(band) for band in bands],
             }
             append_jsonl(job.run.log("validation"), row)
+        self.took["validation"] = time.monotonic() - started
 
     def grid(self) -> None:
         """Sample the same seeds as every other grid of this run."""
         job = self.job
-        names = job.facts.label_names
+        names, started = job.facts.label_names, time.monotonic()
         labels = [i % len(names) for i in range(GRID_IMAGES)] if names else None
         weights = list(self._weights().values())[-1]
         shape = (job.facts.channels, job.facts.resolution, job.facts.resolution)
@@ -184,6 +186,7 @@ class Journal:
             seed=job.config.seed,
             device=job.runtime.device,
         )
+        self.took["grid"] = time.monotonic() - started
         columns = len(names) if 4 <= len(names) <= 10 else 10
         save_grid(job.run.samples / f"{self.state.images_seen:012d}.png", images, columns)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from poise.artifacts import DataFacts, RunDir, read_json, write_bytes, write_json
-from poise.budget import Clock, afford, settle, smallest_fitting
+from poise.budget import GRID_IMAGES, Clock, afford, settle, smallest_fitting
 from poise.build import build_denoiser
 from poise.config import Config, Preset, preset_named, presets, resolve, to_toml
 from poise.config import from_toml as config_from_toml
@@ -35,11 +35,12 @@ from poise.resuming import (
     refuse_used_folder,
 )
 from poise.runtime import Runtime, choose_runtime, describe_environment
-from poise.scoring import FEWEST, evaluate
+from poise.scoring import FEWEST, evaluate, feature_seconds
 from poise.signals import catch_signals, terminate_as_interrupt
 from poise.training.loop import TrainState, steps
 
-_START_UP_SECONDS = 12.0  # features of the real images, the report
+_REPORT_SECONDS = 5.0
+_SCORE_SHARE = 0.1  # of a budget, until the first grid shows how long a sample takes
 _MEASURE_EVERY = 10  # updates between two measurements of the update's size
 
 
@@ -188,7 +189,7 @@ def read_data(source: str, config: Config, run: RunDir, screen: Screen) -> tuple
 def learn(job: Prepared, screen: Screen) -> int:
     """Train until the images or the time are used up; returns the images seen."""
     config, total = job.config, job.config.training.images
-    reserve = _reserved_seconds(job)
+    features = 0.0 if job.clock.budget is None else feature_seconds(job)
     state = TrainState.fresh(build_denoiser(config, job.facts, job.runtime), config.training)
     journal = Journal(job, state)
     if journal.restore():
@@ -213,7 +214,7 @@ def learn(job: Prepared, screen: Screen) -> int:
                     f"Stopped by {caught[0]} at {record.images_seen:,} images; the state is saved.",
                     remedy=f"Go on with: poise train SOURCE --run {job.run.root} --resume",
                 )
-            if job.clock.left() < reserve:
+            if job.clock.left() < _reserved_seconds(job, journal, features):
                 break
         journal.finish()
     return state.images_seen
@@ -236,7 +237,7 @@ def _settle(
     if job.budget_seconds is not None:
         with screen.bar("measuring this machine", 1):
             preset, images, speed = afford(
-                candidates, overrides, facts, clock.left() - _START_UP_SECONDS
+                candidates, overrides, facts, clock.left() - _REPORT_SECONDS
             )
         overrides["training.images"] = images
         screen.say(
@@ -262,10 +263,15 @@ def _overrides(job: Job) -> dict[str, Any]:
     return overrides
 
 
-def _reserved_seconds(job: Prepared) -> float:
-    """Time to keep for the last checks, the scores and the report."""
-    budget = job.clock.budget
-    return 0.0 if budget is None else _START_UP_SECONDS + 0.1 * budget
+def _reserved_seconds(job: Prepared, journal: Journal, features: float) -> float:
+    """Time to keep for the last checks, the scores and the report; none without a budget."""
+    budget, grid = job.clock.budget, journal.took.get("grid")
+    if budget is None:
+        return 0.0
+    samples = job.config.evaluation.samples or 0
+    drawing = _SCORE_SHARE * budget if grid is None else samples / GRID_IMAGES * grid
+    checks = (grid or 0.0) + journal.took.get("validation", 0.0)
+    return _REPORT_SECONDS + features + checks + drawing
 
 
 def _note(journal: Journal) -> str:

@@ -13,7 +13,7 @@ from poise.console import Screen
 from poise.data.dataset import Dataset
 from poise.errors import ArtifactError, DataError
 from poise.evaluation.evaluate import score
-from poise.evaluation.features import build_features
+from poise.evaluation.features import build_features, extract
 from poise.generate import generate
 from poise.journal import Prepared, log_event
 from poise.pictures import save_grid
@@ -21,6 +21,9 @@ from poise.runtime import generator_at, seed_at
 
 FEWEST = 10  # images of a split below which no score means anything
 _LEAST = 100  # scores of fewer samples say little
+_TRIAL = 512  # images from which the time of feature extraction is estimated
+_REPORT_SECONDS = 4.0
+_SHOWN = 100  # samples on one grid
 _PAIRS = 8  # shown beside their nearest training image
 
 
@@ -80,6 +83,7 @@ def evaluate(
         flips=job.config.data.flip == "on",
     )
     _save_pairs(job.run, samples, train, result["copying"])
+    _save_first(job.run, samples, labels)
     record = {
         "split": split_name,
         "samples": count,
@@ -97,6 +101,18 @@ def evaluate(
             job.run, snapshot.images_seen, "info", "test_split", "Scored against the test split."
         )
     return record
+
+
+def feature_seconds(job: Prepared) -> float:
+    """How long the features of all images of an evaluation take, estimated from a few of them."""
+    trial = job.splits.train[:_TRIAL]
+    extractor = build_features(job.config.evaluation.features, job.facts.resolution)
+    started = time.monotonic()
+    extract(extractor, job.dataset.images[trial])
+    per_image = (time.monotonic() - started) / len(trial)
+    mirrored = 2 if job.config.data.flip == "on" else 1
+    samples = job.config.evaluation.samples or 0
+    return per_image * (mirrored * len(job.splits.train) + len(job.splits.val) + samples)
 
 
 def draw(
@@ -135,7 +151,8 @@ def _affordable(job: Prepared, snapshot: Snapshot) -> int:
     started = time.monotonic()
     draw(snapshot, trial, labels, 0)
     per_image = (time.monotonic() - started) / trial
-    return max(min(_LEAST, wanted), min(wanted, int(0.7 * job.clock.left() / per_image)))
+    left = job.clock.left() - _REPORT_SECONDS - feature_seconds(job)
+    return max(min(_LEAST, wanted), min(wanted, int(left / per_image)))
 
 
 def _labels_like(
@@ -147,6 +164,14 @@ def _labels_like(
     generator = generator_at(seed, 0, "labels")
     chosen = torch.randint(len(members), (count,), generator=generator).numpy()
     return [int(label) for label in dataset.labels[members[chosen]]]
+
+
+def _save_first(run: RunDir, samples: NDArray[np.uint8], labels: list[int] | None) -> None:
+    """The first samples as one grid, in the order of their classes."""
+    order = np.arange(min(len(samples), _SHOWN))
+    if labels is not None:
+        order = order[np.argsort(np.asarray(labels)[order], kind="stable")]
+    save_grid(run.samples / "scored.png", samples[order], columns=10)
 
 
 def _save_pairs(

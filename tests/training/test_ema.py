@@ -30,9 +30,7 @@ def test_impossible_widths_are_refused(std: float) -> None:
 
 @pytest.mark.parametrize("std", [0.05, 0.15])
 @pytest.mark.parametrize("sizes", [[4] * 50, [4] * 49 + [1], [1, 7, 2, 9] * 12])
-def test_average_equals_the_power_function_over_all_weights(
-    std: float, sizes: list[int]
-) -> None:
+def test_average_equals_the_power_function_over_all_weights(std: float, sizes: list[int]) -> None:
     """Weight i counts with the integral of tau^g over the images of its update."""
     generator = torch.Generator().manual_seed(0)
     history = torch.randn(len(sizes), 5, generator=generator, dtype=torch.float64)

@@ -24,6 +24,7 @@ class RunFiles:
     events: list[Row]
     scores: list[Row]  # validation first
     grids: list[tuple[int, Path]]  # (images seen, file), oldest first
+    scored: Path | None  # samples that were scored, in rows by class
     closest: Path | None
     problems: list[str]  # files that are there and cannot be read
 
@@ -49,7 +50,7 @@ def read_run(run: RunDir) -> RunFiles:
         raise ArtifactError(f"{run.run} does not describe a run.", expected="a JSON object")
     problems: list[str] = []
     scores = [_optional(run.scores(split), problems) for split in ("val", "test")]
-    closest = run.samples / "closest.png"
+    scored, closest = run.samples / "scored.png", run.samples / "closest.png"
     return RunFiles(
         run=about,
         config=_settings(run.config, problems),
@@ -62,6 +63,7 @@ def read_run(run: RunDir) -> RunFiles:
         grids=sorted(
             (int(path.stem), path) for path in run.samples.glob("*.png") if path.stem.isdecimal()
         ),
+        scored=scored if scored.is_file() else None,
         closest=closest if closest.is_file() else None,
         problems=problems,
     )

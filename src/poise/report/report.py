@@ -98,6 +98,8 @@ def _in_short(found: list[verdict.Finding]) -> list[Html]:
 def _samples(files: RunFiles) -> list[Html]:
     if not files.grids:
         return [page.absent("No samples have been drawn yet.")]
+    if files.scored is not None:
+        return [*_scored(files.scored), *_over_training(files.grids)]
     seen, path = files.grids[-1]
     last = embed(path, _LARGE)
     when = f"after {plural(seen, 'image')} seen"
@@ -111,7 +113,22 @@ def _samples(files: RunFiles) -> list[Html]:
         if last
         else page.absent(f"{path.name} cannot be read.")
     ]
-    earlier = files.grids[:-1]
+    return [*parts, *_over_training(files.grids[:-1])]
+
+
+def _scored(path: Path) -> list[Html]:
+    image = embed(path, _LARGE)
+    if image is None:
+        return [page.absent(f"{path.name} cannot be read.")]
+    words = (
+        "The first of the samples that were scored, none chosen, in the order of their classes: "
+        "look for variety, and for shapes that do not belong."
+    )
+    return [page.picture(image, "large", "Samples that were scored", words)]
+
+
+def _over_training(earlier: list[tuple[int, Path]]) -> list[Html]:
+    parts: list[Html] = []
     most = _GRIDS - 1
     if len(earlier) > most:
         earlier = [earlier[i * (len(earlier) - 1) // (most - 1)] for i in range(most)]
@@ -293,7 +310,7 @@ def _closest(files: RunFiles) -> list[Html]:
             image,
             "large",
             "Pairs of a sample and its nearest training image",
-            "Pairs: a sample, and beside it the training image nearest to it, closest pairs "
-            "first; pairs that look the same are copies.",
+            "Above, samples; below each of them the training image nearest to it, closest pairs "
+            "first. Pairs that look the same are copies.",
         )
     ]
