@@ -20,7 +20,7 @@ help:
 	@echo "make clean      remove the virtual environment and all caches; runs/ stays"
 
 demo: $(RUNTIME)
-	$(BIN)/python examples/digits.py --run runs/demo --budget 4m
+	$(BIN)/python examples/digits.py --run runs/demo --budget 270s
 
 test: $(DEV)
 	$(BIN)/python -m pytest

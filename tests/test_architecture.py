@@ -24,7 +24,7 @@ LAYERS = [  # imports go down; rooms on one line do not import each other
     {"journal"},
     {"report", "evaluation", "budget"},
     {"training"},
-    {"build", "generate", "pictures", "console"},
+    {"build", "generate", "pictures", "console", "resuming", "signals"},
     {"diffusion", "models", "data"},
     {"artifacts", "runtime"},
     {"config"},

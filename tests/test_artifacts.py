@@ -109,7 +109,11 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path, data: st.DataObje
     try:
         tensors, meta = load_tensors(other)
     except ArtifactError as error:
-        assert str(other) in str(error)
+        named = str(other) in str(error)
+    else:
+        named = None
+    if named is not None:
+        assert named
         return
     # what is left: blanks that pad the header, and names that only bear on the format itself
     assert meta == {"images_seen": 3}

@@ -323,7 +323,7 @@ def test_a_full_disk_is_named_and_what_was_saved_is_whole(
     assert sorted((root / "checkpoints").iterdir()) == [saved]
     assert saved.read_bytes() == before
     load_tensors(saved)
-    assert [p for p in root.rglob("*.part")] == []
+    assert list(root.rglob("*.part")) == []
     assert tiny.call("train", "digits", "--run", "run", "--resume") == 0
     assert tiny.differences(undisturbed, root) == []
 

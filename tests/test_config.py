@@ -171,11 +171,11 @@ def test_every_preset_builds_at_every_resolution_it_claims() -> None:
         sizes = [side for side in range(low, high + 1) if fitting(preset, side)]
         assert {low, high} <= set(sizes), preset.name
         config = resolve(preset)
-        for side in sizes:
-            for channels, labels in ((3, ("a", "b")), (1, ())):
-                facts = DataFacts(side, channels, labels, 0.5)
-                denoiser = build_denoiser(config, facts, META)
-                assert denoiser.network.out_conv.weight.shape[0] == channels
+        for i, side in enumerate(sizes):
+            channels, labels = (3, ("a", "b")) if i % 2 else (1, ())
+            with torch.device("meta"):
+                denoiser = build_denoiser(config, DataFacts(side, channels, labels, 0.5), META)
+            assert denoiser.network.out_conv.weight.shape[0] == channels
 
 
 @pytest.mark.parametrize("side", [4, 8, 12, 16, 28, 32, 64])
@@ -191,5 +191,5 @@ def test_a_resolution_without_preset_is_refused_with_the_ranges() -> None:
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
-    with pytest.raises(UsageError, match="no preset 'nanoo'. Did you mean 'nano'"):
+    with pytest.raises(UsageError, match=r"no preset 'nanoo'\. Did you mean 'nano'"):
         preset_named("nanoo")

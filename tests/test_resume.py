@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 
+from poise import pipeline
 from poise.artifacts import load_tensors, read_json, read_jsonl, save_tensors
 from poise.errors import Interrupted
 from poise.journal import Journal
@@ -120,6 +121,24 @@ def test_a_crash_at_the_end_of_training_equals_the_undisturbed_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, moment, act_and_crash)
+        assert train(root, "--resume") == 130
+    assert train(root, "--resume") == 0
+    assert tiny.differences(undisturbed, root) == []
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "write_report"])
+def test_a_crash_after_training_leaves_a_run_that_can_be_finished(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    root = unfinished(undisturbed, tmp_path / "run")
+    for name in ("report.html", "scores-val.json"):
+        (root / name).unlink()
+
+    def crash(*_: object, **__: object) -> None:
+        raise Interrupted("Killed here.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, stage, crash)
         assert train(root, "--resume") == 130
     assert train(root, "--resume") == 0
     assert tiny.differences(undisturbed, root) == []

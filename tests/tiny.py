@@ -75,7 +75,11 @@ def images_logged(root: Path) -> int:
 
 def differences(one: Path, other: Path) -> list[str]:
     """What two run folders do not have in common, bit by bit, apart from clocks."""
-    found = []
+    found = [
+        f"no {name}"
+        for name in ("report.html", "scores-val.json")
+        if (one / name).exists() and not (other / name).exists()
+    ]
     for name in ("metrics.jsonl", "validation.jsonl", "config.toml", "splits.json"):
         if (one / name).read_bytes() != (other / name).read_bytes():
             found.append(name)
@@ -83,7 +87,7 @@ def differences(one: Path, other: Path) -> list[str]:
         one / "samples", other / "samples", lambda a, b: a.read_bytes() != b.read_bytes()
     )
     found += _tree(one / "snapshots", other / "snapshots", _tensors_differ)
-    last = [sorted((root / "checkpoints").iterdir())[-1] for root in (one, other)]
+    last = [sorted((root / "checkpoints").glob("*.safetensors"))[-1] for root in (one, other)]
     if last[0].name != last[1].name:
         return [*found, f"last checkpoint {last[0].name} and {last[1].name}"]
     (ours, meta), (theirs, other_meta) = load_tensors(last[0]), load_tensors(last[1])

@@ -82,21 +82,35 @@ def settle(config: Config, label_count: int) -> Config:
 def fitting(preset: Preset, resolution: int) -> bool:
     """Whether a preset is meant for images of this size and can halve them."""
     low, high = preset.resolutions
-    halvings = len(preset.settings["model.channel_mult"]) - 1
-    return low <= resolution <= high and resolution % 2**halvings == 0
+    return low <= resolution <= high and resolution % _divisor(preset) == 0
 
 
-def smallest_fitting(presets: list[Preset], resolution: int) -> list[Preset]:
-    """The presets for a resolution, smallest first.
+def _divisor(preset: Preset) -> int:
+    """What the resolution must be divisible by, since each level halves it."""
+    return int(2 ** (len(preset.settings["model.channel_mult"]) - 1))
+
+
+def smallest_fitting(
+    presets: list[Preset], resolution: int, chosen: Preset | None = None
+) -> list[Preset]:
+    """The presets for a resolution, smallest first, or the one that was `chosen`.
 
     Raises:
-        UsageError: none fits.
+        UsageError: none fits, or the chosen one does not.
     """
     found = [preset for preset in presets if fitting(preset, resolution)]
+    if chosen is not None and found and chosen not in found:
+        low, high = chosen.resolutions
+        raise UsageError(
+            f"Preset {chosen.name} does not fit images of {resolution}x{resolution} pixels.",
+            expected=f"{low} to {high} pixels, divisible by {_divisor(chosen)}",
+            remedy=f"take one of {', '.join(p.name for p in found)}, or set data.resolution.",
+        )
+    if chosen is not None and found:
+        return [chosen]
     if not found:
         ranges = ", ".join(
-            f"{p.name} {p.resolutions[0]}-{p.resolutions[1]} (divisible by "
-            f"{2 ** (len(p.settings['model.channel_mult']) - 1)})"
+            f"{p.name} {p.resolutions[0]}-{p.resolutions[1]} (divisible by {_divisor(p)})"
             for p in presets
         )
         raise UsageError(

@@ -6,6 +6,7 @@ so a resumed run writes the same lines at the same places.
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,29 +69,31 @@ class Journal:
     def restore(self) -> bool:
         """Go back to the newest whole checkpoint; a damaged one is named and passed over."""
         run = self.job.run
-        damaged = []
+        damaged: list[tuple[Path, str]] = []
         for path in reversed(run.checkpoint_files()):
             try:
                 tensors, meta = load_checkpoint(path, self.state)
             except ArtifactError as error:
-                damaged.append(str(error))
+                damaged.append((path, str(error)))
                 continue
             self.meter.restore(tensors)
             self.job.clock.spent = float(meta["seconds"])
             run.truncate_logs(self.state.images_seen)
-            self._note_damage(damaged)
+            self._set_aside(damaged)
             self._marked = time.monotonic(), self.state.images_seen
             return True
         if damaged:
             raise ArtifactError(
-                "No checkpoint of this run is whole.\n" + "\n".join(damaged),
+                "No checkpoint of this run is whole.\n" + "\n".join(text for _, text in damaged),
                 remedy="Start a new run, or sample from the snapshots that are left.",
             )
         run.truncate_logs(-1)
         return False
 
-    def _note_damage(self, damaged: list[str]) -> None:
-        for message in damaged:
+    def _set_aside(self, damaged: list[tuple[Path, str]]) -> None:
+        """Name the damaged checkpoints in events.jsonl; they are kept under another suffix."""
+        for path, message in damaged:
+            path.rename(path.with_suffix(".damaged"))
             log_event(
                 self.job.run, self.state.images_seen, "warning", "damaged_checkpoint", message
             )

@@ -231,7 +231,7 @@ def _settle(
 ) -> tuple[Config, str]:
     """Resolve every setting that was left open, by the data, the machine and the budget."""
     overrides = _overrides(job)
-    candidates = [chosen] if chosen else smallest_fitting(presets(), facts.resolution)
+    candidates = smallest_fitting(presets(), facts.resolution, chosen)
     preset, runtime = candidates[0], choose_runtime(resolve(chosen, overrides).training.precision)
     build_denoiser(resolve(preset, overrides), facts, runtime)  # refuses what does not fit
     if job.budget_seconds is not None:
