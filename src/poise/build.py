@@ -20,7 +20,9 @@ def build_denoiser(config: Config, facts: DataFacts, runtime: Runtime) -> Denois
     Raises:
         UsageError: the network does not fit the resolution.
     """
-    with torch.random.fork_rng(devices=[]):
+    # drawn on the CPU for any device, so that the same seed gives the same weights; "meta" has none
+    place = "meta" if runtime.device.type == "meta" else "cpu"
+    with torch.random.fork_rng(devices=[]), torch.device(place):
         torch.manual_seed(seed_at(config.seed, 0, "weights"))
         network = UNet(
             resolution=facts.resolution,

@@ -11,6 +11,7 @@ import typer
 from poise.config import documented, preset_named, presets, resolve
 from poise.errors import PoiseError, UsageError
 
+_INTERRUPTED = 130
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -138,15 +139,16 @@ def config(preset: _Preset = None, settings: _Set = None) -> None:
 def main() -> None:
     """Run the command line and exit with 0, 1, 2 or 130."""
     try:
-        app(standalone_mode=False)
         code = 0
+        if app(standalone_mode=False) == _INTERRUPTED:  # typer catches Ctrl-C and returns this
+            raise KeyboardInterrupt
     except PoiseError as error:
         code = _show(error)
     except typer.Exit as stop:
         code = stop.exit_code
     except (typer.Abort, KeyboardInterrupt):
         typer.echo("Interrupted.", err=True)
-        code = 130
+        code = _INTERRUPTED
     except Exception as error:
         code = _show_unexpected(error)
     sys.exit(code)

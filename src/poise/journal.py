@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poise.artifacts import DataFacts, RunDir, append_jsonl
+from poise.artifacts import DataFacts, RunDir, append_jsonl, read_jsonl
 from poise.budget import GRID_IMAGES, Clock
 from poise.config import Config
 from poise.data.batches import to_unit
@@ -114,15 +114,17 @@ class Journal:
             self.checkpoint()
 
     def finish(self) -> None:
-        """The last of everything, where the cadence did not hit the end."""
-        for due, act in (
-            (self.job.config.cadence.validations, self.validate),
-            (self.job.config.cadence.grids, self.grid),
-            (self.job.config.cadence.snapshots, self.snapshot),
-            (self.job.config.cadence.checkpoints, self.checkpoint),
-        ):
-            if self.state.images_seen % self._interval(due):
-                act()
+        """The last of everything, where it is not there yet."""
+        run, images_seen = self.job.run, self.state.images_seen
+        validated = read_jsonl(run.log("validation"))
+        if not validated or validated[-1]["images_seen"] != images_seen:
+            self.validate()
+        if not self._grid_path().exists():
+            self.grid()
+        if not run.snapshot_at(images_seen).exists():
+            self.snapshot()
+        if not run.checkpoint_at(images_seen).exists():
+            self.checkpoint()
 
     def checkpoint(self) -> None:
         """Save everything to go on from here."""
@@ -191,7 +193,10 @@ class Journal:
         )
         self.took["grid"] = time.monotonic() - started
         columns = len(names) if 4 <= len(names) <= 10 else 10
-        save_grid(job.run.samples / f"{self.state.images_seen:012d}.png", images, columns)
+        save_grid(self._grid_path(), images, columns)
+
+    def _grid_path(self) -> Path:
+        return self.job.run.samples / f"{self.state.images_seen:012d}.png"
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:
         """All sets of weights by name, the widest average last."""

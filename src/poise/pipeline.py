@@ -69,6 +69,8 @@ def train(job: Job, screen: Screen) -> RunDir:
     run = prepared.run
     info = read_json(run.run)
     if info["status"] == "finished":
+        if not run.report.exists():
+            write_report(run)
         screen.say(f"This run is finished. Report: {run.report}")
         return run
     try:
@@ -104,6 +106,8 @@ def prepare(job: Job, screen: Screen, clock: Clock) -> Prepared:
     early = base or resolve(chosen, _overrides(job))  # a wrong setting fails before any work
     if base is not None:
         refuse_other_settings(base, _overrides(job), run)
+    elif early.data.resolution is not None:
+        smallest_fitting(presets(), early.data.resolution, chosen)  # likewise
 
     dataset, splits = read_data(job.source, early, run, screen)
     facts = facts_of(dataset, splits)
