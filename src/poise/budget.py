@@ -5,7 +5,7 @@ wall-clock budget measures.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,10 +27,12 @@ GRID_IMAGES = 20
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured on this machine."""
+    """Measured on this machine, in images per second."""
 
-    training: float  # images per second of an update
-    forward: float  # images per second of one network call
+    training: float  # of an update, at best
+    forward: float  # of one network call, at best
+    typical: float  # of an update, median
+    threads: int  # CPU threads it was measured with
 
 
 @dataclass
@@ -134,8 +136,7 @@ def afford(
     """
     chosen: tuple[Preset, int, Speed] | None = None
     for preset in candidates:
-        config = resolve(preset, overrides)
-        speed = measure(config, facts, choose_runtime(config.training.precision))
+        speed, config = fastest(preset, overrides, facts)
         overhead = 1 + 2 * _CHECK_SHARE + _SCORE_SHARE
         per_image = 1 / speed.training + (overhead - 1) * _TRAINING_COST / speed.forward
         images = max(config.training.batch, int(seconds / per_image))
@@ -146,8 +147,27 @@ def afford(
     return chosen
 
 
+def fastest(preset: Preset, overrides: Mapping[str, Any], facts: DataFacts) -> tuple[Speed, Config]:
+    """The speed of a preset with one thread or one per core, whichever is faster as things are.
+
+    On a busy machine threads wait for each other, and one alone can be several times faster.
+    """
+    config = resolve(preset, overrides)
+    runtime = choose_runtime(config.training.precision)
+    before, asked = torch.get_num_threads(), config.training.threads
+    counts = {asked} if asked else {1, before} if runtime.device.type == "cpu" else {before}
+    speeds = []
+    try:
+        for threads in sorted(counts):
+            torch.set_num_threads(threads)
+            speeds.append(measure(config, facts, runtime))
+    finally:
+        torch.set_num_threads(before)
+    return max(speeds, key=lambda speed: speed.typical), config
+
+
 def measure(config: Config, facts: DataFacts, runtime: Runtime) -> Speed:
-    """Time a few updates and network calls on random images; the best of each counts."""
+    """Time updates and network calls on random images, for about a second each."""
     state = TrainState.fresh(build_denoiser(config, facts, runtime), config.training)
     count, side = config.training.batch, facts.resolution
     images = torch.randint(0, 256, (count, facts.channels, side, side), dtype=torch.uint8)
@@ -165,18 +185,21 @@ def measure(config: Config, facts: DataFacts, runtime: Runtime) -> Speed:
     def call() -> None:
         state.denoiser.eval()(x, sigma, known)
 
-    return Speed(count / _best(step, runtime), count / _best(call, runtime))
+    updates, calls = _seconds(step, runtime), _seconds(call, runtime)
+    middle = updates[len(updates) // 2]
+    return Speed(count / updates[0], count / calls[0], count / middle, torch.get_num_threads())
 
 
-def _best(work: Any, runtime: Runtime, repeats: int = 4) -> float:
-    times = []
-    for _ in range(repeats):
+def _seconds(work: Callable[[], None], runtime: Runtime) -> list[float]:
+    """How long `work` takes, sorted: three times at least, for about a second, after a warm-up."""
+    times: list[float] = []
+    while len(times) < 4 or (sum(times[1:]) < 1.0 and len(times) < 100):
         started = time.perf_counter()
         work()
         if runtime.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
-    return min(times[1:])
+    return sorted(times[1:])
 
 
 def _between(low: int, value: float, high: int) -> int:

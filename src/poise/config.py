@@ -114,6 +114,11 @@ class TrainingConfig(_Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Arithmetic of the network; auto: bf16 where the machine does it fast."
     )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads; unset: one per core, or with a budget what is measured faster.",
+    )
     max_skipped: int = Field(
         50, ge=1, description="Non-finite updates in a row after which the run stops."
     )

@@ -116,11 +116,11 @@ def prepare(job: Job, screen: Screen, clock: Clock) -> Prepared:
         refuse_other_data(info, dataset, run)
         refuse_other_plan(info, job.preset, job.budget_seconds, run)
         clock.budget = info["budget_seconds"]
-        runtime = choose_runtime(base.training.precision)
+        runtime = choose_runtime(base.training.precision, base.training.threads)
         return Prepared(run, base, dataset, splits, facts, runtime, clock)
 
     config, name = _settle(job, chosen, dataset, splits, facts, clock, screen)
-    runtime = choose_runtime(config.training.precision)
+    runtime = choose_runtime(config.training.precision, config.training.threads)
     prepared = Prepared(run, config, dataset, splits, facts, runtime, clock)
     write_bytes(run.config, to_toml(config).encode())
     write_json(run.splits, splits.to_json(dataset))
@@ -243,9 +243,9 @@ def _settle(
             preset, images, speed = afford(
                 candidates, overrides, facts, clock.left() - _REPORT_SECONDS
             )
-        overrides["training.images"] = images
+        overrides |= {"training.images": images, "training.threads": speed.threads}
         screen.say(
-            f"{speed.training:,.0f} images/s with preset {preset.name}: "
+            f"{speed.training:,.0f} images/s with preset {preset.name}, threads: {speed.threads}; "
             f"about {images:,} images in {duration(job.budget_seconds)}"
         )
     config = settle(resolve(preset, overrides), len(splits.val))
@@ -256,7 +256,8 @@ def _settle(
         flip = "on" if mirrors else "off"
     precision = "bf16" if runtime.dtype == torch.bfloat16 else "fp32"
     data = config.data.model_copy(update={"resolution": facts.resolution, "flip": flip})
-    training = config.training.model_copy(update={"precision": precision})
+    threads = config.training.threads or torch.get_num_threads()
+    training = config.training.model_copy(update={"precision": precision, "threads": threads})
     return config.model_copy(update={"data": data, "training": training}), preset.name
 
 

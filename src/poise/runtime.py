@@ -23,8 +23,17 @@ class Runtime:
     dtype: torch.dtype  # of activations and of weights during a forward pass; masters stay fp32
 
 
-def choose_runtime(precision: Literal["auto", "fp32", "bf16"] = "auto") -> Runtime:
-    """CUDA if there is a device, else the CPU; bf16 where the hardware multiplies it fast."""
+def choose_runtime(
+    precision: Literal["auto", "fp32", "bf16"] = "auto", threads: int | None = None
+) -> Runtime:
+    """CUDA if there is a device, else the CPU; bf16 where the hardware multiplies it fast.
+
+    Args:
+        precision: arithmetic of the network.
+        threads: CPU threads from now on in this process; None: as they are.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_multiplies_bf16()
