@@ -107,8 +107,10 @@ def feature_seconds(job: Prepared) -> float:
     """How long the features of all images of an evaluation take, estimated from a few of them."""
     trial = job.splits.train[:_TRIAL]
     extractor = build_features(job.config.evaluation.features, job.facts.resolution)
+    images = job.dataset.images[trial]
+    extract(extractor, images)  # the first call is several times slower than those that follow
     started = time.monotonic()
-    extract(extractor, job.dataset.images[trial])
+    extract(extractor, images)
     per_image = (time.monotonic() - started) / len(trial)
     mirrored = 2 if job.config.data.flip == "on" else 1
     samples = job.config.evaluation.samples or 0
