@@ -35,7 +35,7 @@ from poise.resuming import (
     refuse_used_folder,
 )
 from poise.runtime import Runtime, choose_runtime, describe_environment
-from poise.scoring import FEWEST, evaluate, feature_seconds
+from poise.scoring import FEWEST, evaluate, scoring_seconds
 from poise.signals import catch_signals, terminate_as_interrupt
 from poise.training.loop import TrainState, steps
 
@@ -193,7 +193,7 @@ def read_data(source: str, config: Config, run: RunDir, screen: Screen) -> tuple
 def learn(job: Prepared, screen: Screen) -> int:
     """Train until the images or the time are used up; returns the images seen."""
     config, total = job.config, job.config.training.images
-    features = 0.0 if job.clock.budget is None else feature_seconds(job)
+    features = 0.0 if job.clock.budget is None else scoring_seconds(job)
     state = TrainState.fresh(build_denoiser(config, job.facts, job.runtime), config.training)
     journal = Journal(job, state)
     if journal.restore():
