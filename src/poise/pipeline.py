@@ -26,6 +26,7 @@ from poise.data.batches import batches, measure_sigma_data
 from poise.data.dataset import Dataset, load_dataset
 from poise.data.splits import Splits, split
 from poise.errors import Interrupted, PoiseError, UsageError
+from poise.evaluation.evaluate import FEWEST
 from poise.journal import Journal, Prepared, log_event
 from poise.report.report import write_report
 from poise.resuming import (
@@ -35,10 +36,11 @@ from poise.resuming import (
     refuse_used_folder,
 )
 from poise.runtime import Runtime, choose_runtime, describe_environment
-from poise.scoring import FEWEST, evaluate, scoring_seconds
+from poise.scoring import evaluate, scoring_seconds
 from poise.signals import catch_signals, terminate_as_interrupt
 from poise.training.loop import TrainState, steps
 
+_SHAPES = Runtime(torch.device("meta"), torch.float32)  # builds networks without weights
 _REPORT_SECONDS = 5.0
 _SCORE_SHARE = 0.1  # of a budget, until the first grid shows how long a sample takes
 _MEASURE_EVERY = 10  # updates between two measurements of the update's size
@@ -150,8 +152,10 @@ def score_again(run: RunDir, screen: Screen, *, split: str, count: int | None) -
     """
     if split not in ("val", "test"):
         raise UsageError(f"There is no split {split!r} to score against.", expected="val or test")
-    if count is not None and count < 10:
-        raise UsageError(f"{count} samples are too few for any score.", expected="10 or more")
+    if count is not None and count < FEWEST:
+        raise UsageError(
+            f"{count} samples are too few for any score.", expected=f"{FEWEST} or more"
+        )
     info = read_json(run.run)
     config = config_from_toml(run.config.read_text(encoding="utf-8"))
     dataset, splits = read_data(info["source"], config, run, screen)
@@ -237,7 +241,7 @@ def _settle(
     overrides = _overrides(job)
     candidates = smallest_fitting(presets(), facts.resolution, chosen)
     preset, runtime = candidates[0], choose_runtime(resolve(chosen, overrides).training.precision)
-    build_denoiser(resolve(preset, overrides), facts, runtime)  # refuses what does not fit
+    build_denoiser(resolve(preset, overrides), facts, _SHAPES)  # refuses what does not fit
     if job.budget_seconds is not None:
         with screen.bar("measuring this machine", 1):
             preset, images, speed = afford(
@@ -286,7 +290,7 @@ def _note(journal: Journal) -> str:
 
 def _describe(job: Job, prepared: Prepared, preset: str) -> dict[str, Any]:
     config, dataset, facts = prepared.config, prepared.dataset, prepared.facts
-    denoiser = build_denoiser(config, facts, Runtime(torch.device("meta"), torch.float32))
+    denoiser = build_denoiser(config, facts, _SHAPES)
     return {
         "source": job.source,
         "preset": preset,

@@ -12,14 +12,13 @@ from poise.build import Snapshot, load_snapshot
 from poise.console import Screen
 from poise.data.dataset import Dataset
 from poise.errors import ArtifactError, DataError
-from poise.evaluation.evaluate import score
+from poise.evaluation.evaluate import FEWEST, score
 from poise.evaluation.features import build_features, extract
 from poise.generate import generate
 from poise.journal import Prepared, log_event
 from poise.pictures import save_grid
 from poise.runtime import generator_at, seed_at
 
-FEWEST = 10  # images of a split below which no score means anything
 _LEAST = 100  # scores of fewer samples say little
 _TRIAL = 512  # images from which the time of feature extraction is estimated
 _REPORT_SECONDS = 4.0

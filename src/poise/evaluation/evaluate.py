@@ -16,7 +16,7 @@ from poise.runtime import generator_at
 
 Images = NDArray[np.uint8]
 
-_FEWEST = 10  # images below which no figure means anything
+FEWEST = 10  # images below which no figure means anything
 _FEW = 100  # images below which figures are mostly chance
 _BETTER = {
     "frechet_distance": "lower",
@@ -99,10 +99,10 @@ def _check(**sets: Images) -> None:
                 f"{name} images of shape {images.shape} and type {images.dtype}",
                 expected="uint8 [N, C, H, W]",
             )
-        if len(images) < _FEWEST:
+        if len(images) < FEWEST:
             raise DataError(
                 f"{len(images)} {name} images",
-                expected=f"at least {_FEWEST}, better {_FEW} and more",
+                expected=f"at least {FEWEST}, better {_FEW} and more",
                 remedy=f"provide more {name} images",
             )
         if shape not in (None, images.shape[1:]):
