@@ -15,7 +15,8 @@ from PIL import Image
 
 from poise import api
 from poise.artifacts import load_tensors, read_json
-from poise.config import Config, documented, from_toml, preset_named, presets
+from poise.config import documented, from_toml, preset_named, presets
+from poise.settings import Config
 from poise.training.loop import TrainState
 
 Said = Callable[[], tuple[str, str]]

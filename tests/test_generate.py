@@ -8,10 +8,11 @@ from torch import Tensor
 
 from poise.artifacts import DataFacts
 from poise.build import build_denoiser
-from poise.config import SamplingConfig, resolve
+from poise.config import resolve
 from poise.diffusion.denoiser import Denoiser
 from poise.generate import generate, initial_noise
 from poise.runtime import Runtime
+from poise.settings import SamplingConfig
 
 SHAPE = (3, 8, 8)
 

@@ -1,25 +1,38 @@
 """The Python front door: `poise.train`, `poise.load` and the `Run` they return."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from poise import pipeline
-from poise.artifacts import RunDir, read_json
-from poise.build import Snapshot, load_snapshot
-from poise.config import parse_overrides
+from poise.arguments import free_run_folder, label_indices, parse_count, parse_duration
+from poise.artifacts import DataFacts, RunDir, read_json
+from poise.averaging import Reconstruction, reconstruct
+from poise.averaging import write as write_snapshot
+from poise.bench import bench, table
+from poise.build import load_snapshot
+from poise.choosing import propose_noise, search_guidance, sweep_ema
+from poise.config import preset_named, resolve
 from poise.console import Screen
+from poise.diffusion.multistep import SOLVERS
+from poise.diffusion.proposal import Proposal
 from poise.errors import ArtifactError, UsageError, nearest
 from poise.pictures import save_samples
 from poise.report.report import write_report
-from poise.scoring import draw, newest_snapshot
-
-_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
+from poise.sampling import (
+    Guidance,
+    Model,
+    Weights,
+    check_pictures,
+    chosen_model,
+    draw,
+    named_weights,
+    snapshot_model,
+    weights_of_run,
+)
 
 
 class Run:
@@ -35,7 +48,7 @@ class Run:
             ArtifactError: neither is there.
         """
         self.path, self._screen = path, Screen(quiet=quiet)
-        self._snapshot: Snapshot | None = None
+        self._model: Model | None = None
         if not path.exists():
             raise ArtifactError(f"{path} does not exist.", expected="a run folder or a snapshot")
         if path.is_dir() and not (path / "run.json").is_file():
@@ -47,7 +60,7 @@ class Run:
     @property
     def label_names(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their indices; empty without classes."""
-        return self._load().facts.label_names
+        return self._load().snapshot.facts.label_names
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -62,7 +75,10 @@ class Run:
         labels: str | Sequence[int | str] = "all",
         steps: int | None = None,
         seed: int = 0,
-    ) -> NDArray[np.uint8]:
+        solver: str | None = None,
+        guidance: float | None = None,
+        weights: str | float | None = None,
+    ) -> NDArray[Any]:
         """Draw images; image i depends on `seed`, i and its label alone.
 
         Args:
@@ -70,14 +86,20 @@ class Run:
             labels: "all", or class indices or names, repeated in turn; "0,3" works too.
             steps: noise levels the sampler visits; None: as the run was set.
             seed: other seeds draw other images.
+            solver: "heun", "euler", "dpmpp_2m", "dpmpp_3m" or "unipc"; None: as the run was set.
+            guidance: strength; 1 is none. None: as `poise guide` found best, else none. Without a
+                choice, the guide is the model itself without labels.
+            weights: "raw", a width such as 0.08, or a name such as "ema_0.080"; None: as
+                `poise ema sweep` found best, else the best by validation error.
 
         Returns:
-            uint8 [n, H, W, C].
+            uint8 [n, H, W, C]; a model of latents gives fp32.
 
         Raises:
-            UsageError: an unknown class, n below 1.
+            UsageError: an unknown class, solver or weights, or n below 1.
         """
-        images, _ = self._draw(n, labels, steps, seed)
+        wanted = _Wanted(steps, solver, guidance, weights)
+        images, _ = self._draw(n, labels, seed, wanted)
         return images.transpose(0, 2, 3, 1)
 
     def save_samples(
@@ -88,12 +110,18 @@ class Run:
         labels: str | Sequence[int | str] = "all",
         steps: int | None = None,
         seed: int = 0,
+        solver: str | None = None,
+        guidance: float | None = None,
+        weights: str | float | None = None,
     ) -> Path:
         """Draw images into a folder of PNGs with labels.csv, or into an .npz file.
 
         The arguments are those of `sample`; `out` ends in .npz or names a folder.
         """
-        images, indices = self._draw(n, labels, steps, seed)
+        wanted = _Wanted(steps, solver, guidance, weights)
+        images, indices = self._draw(n, labels, seed, wanted)
+        if Path(out).suffix != ".npz":
+            check_pictures(images)
         save_samples(Path(out), images, indices, self.label_names)
         return Path(out)
 
@@ -110,6 +138,40 @@ class Run:
         """
         return pipeline.score_again(self._run_dir(), self._screen, split=split, count=n)
 
+    def average(
+        self, std: float, *, at: int | None = None, out: str | Path | None = None
+    ) -> Reconstruction:
+        """Make an average of another width than those that were tracked (EDM2, Section 3).
+
+        Args:
+            std: relative width; 0.08 averages over about 8 % of the training.
+            at: images seen at its end; None: the newest snapshot.
+            out: also write it there, as a snapshot that samples.
+
+        Raises:
+            UsageError: the run's snapshots cannot give this width well.
+        """
+        made = reconstruct(self._run_dir(), std, at=at)
+        if out is not None:
+            write_snapshot(made, Path(out))
+        return made
+
+    def sweep_ema(self, metric: str = "frechet_distance", n: int = 500) -> dict[str, Any]:
+        """Find the average that samples best by `metric`; it is used from now on."""
+        prepared = pipeline.reopen(self._run_dir(), self._screen)
+        self._model = None
+        return sweep_ema(prepared, self._screen, metric, n)
+
+    def guide(self, metric: str = "frechet_distance", n: int = 500) -> dict[str, Any]:
+        """Find guidance by an earlier state of the run, or by no labels; it is used from now on."""
+        prepared = pipeline.reopen(self._run_dir(), self._screen)
+        self._model = None
+        return search_guidance(prepared, self._screen, metric, n)
+
+    def propose_noise(self) -> Proposal:
+        """P_mean and P_std for the next training on this data."""
+        return propose_noise(pipeline.reopen(self._run_dir(), self._screen))
+
     def report(self) -> Path:
         """Write report.html anew from the run folder alone."""
         return write_report(self._run_dir())
@@ -122,26 +184,77 @@ class Run:
             )
         return RunDir(self.path)
 
-    def _load(self) -> Snapshot:
-        if self._snapshot is None:
+    def _load(self) -> Model:
+        if self._model is None:
             if self.path.is_dir():
-                self._snapshot = newest_snapshot(RunDir(self.path))
+                self._model = chosen_model(RunDir(self.path))
             else:
-                self._snapshot = load_snapshot(self.path)
-        return self._snapshot
+                self._model = snapshot_model(self.path)
+        return self._model
 
     def _draw(
-        self, n: int, labels: str | Sequence[int | str], steps: int | None, seed: int
-    ) -> tuple[NDArray[np.uint8], list[int] | None]:
+        self, n: int, labels: str | Sequence[int | str], seed: int, wanted: "_Wanted"
+    ) -> tuple[NDArray[Any], list[int] | None]:
         if n < 1:
             raise UsageError(f"{n} samples cannot be drawn.", expected="1 or more")
-        snapshot = self._load()
-        if steps is not None and steps < 2:
-            raise UsageError(f"steps = {steps} is too few.", expected="2 or more")
-        indices = label_indices(labels, snapshot.facts.label_names, n)
+        if wanted.steps is not None and wanted.steps < 2:
+            raise UsageError(f"steps = {wanted.steps} is too few.", expected="2 or more")
+        model = self._as_wanted(wanted)
+        indices = label_indices(labels, model.snapshot.facts.label_names, n)
         with self._screen.bar("sampling", n) as bar:
-            images = draw(snapshot, n, indices, seed, steps=steps, progress=bar.show)
+            images = draw(model, n, indices, seed, progress=bar.show)
         return images, indices
+
+    def _as_wanted(self, wanted: "_Wanted") -> Model:
+        model = self._load()
+        if wanted.solver is not None and wanted.solver not in SOLVERS:
+            raise UsageError(
+                f"There is no solver {wanted.solver!r}. {nearest(wanted.solver, SOLVERS)}".rstrip(),
+                expected="one of " + ", ".join(SOLVERS),
+            )
+        model = model.with_settings(steps=wanted.steps, solver=wanted.solver)
+        if wanted.weights is not None:
+            name, at = named_weights(str(wanted.weights)), model.snapshot.images_seen
+            snapshot = (
+                weights_of_run(RunDir(self.path), Weights(name, at))
+                if self.path.is_dir()
+                else load_snapshot(self.path, name)
+            )
+            settings = model.snapshot.config
+            model = replace(model, snapshot=replace(snapshot, config=settings))
+        if wanted.guidance == 1:
+            return replace(model, guidance=None, guide=None)
+        if wanted.guidance is not None:
+            known = model.guidance or _without_labels(model)
+            return replace(model, guidance=replace(known, strength=wanted.guidance))
+        return model
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What was asked of a sampling; None: as the run has it."""
+
+    steps: int | None
+    solver: str | None
+    guidance: float | None
+    weights: str | float | None
+
+
+def _without_labels(model: Model) -> Guidance:
+    """Guidance by the model itself without labels, if it has learned to do without them.
+
+    Raises:
+        UsageError: it has not.
+    """
+    config = model.snapshot.config
+    if not model.snapshot.facts.label_names or not config.training.label_dropout:
+        raise UsageError(
+            "This model cannot guide itself: it has no classes, or never saw an image without its "
+            "class.",
+            expected="a model with classes and training.label_dropout above 0",
+            remedy="`poise guide RUN` guides any run by an earlier state of itself.",
+        )
+    return Guidance(1.0, None)
 
 
 def train(
@@ -209,73 +322,13 @@ def load(run_or_snapshot: str | Path, *, quiet: bool = True) -> Run:
     return Run(Path(run_or_snapshot), quiet=quiet)
 
 
-def free_run_folder(source: str) -> Path:
-    """`runs/digits-001`: the first number that is not taken."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source).stem).strip("-") or "run"
-    number = 1
-    while (folder := Path("runs") / f"{stem}-{number:03d}").exists():
-        number += 1
-    return folder
-
-
-def parse_count(value: str | int) -> int:
-    """`2M` as 2,000,000; suffixes k, M, G.
-
-    Raises:
-        UsageError: not a positive whole number.
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgKMG]?)\s*", str(value))
-    count = float(match[1]) * _COUNTS[match[2].lower()] if match else 0.0
-    if count < 1 or count != int(count):
-        raise UsageError(
-            f"{value!r} is no number of images.", expected="such as 500000, 500k or 2M"
-        )
-    return int(count)
-
-
-def parse_duration(value: str | float) -> float:
-    """`10m` as 600 seconds; suffixes s, m, h; a bare number is seconds.
-
-    Raises:
-        UsageError: not a positive length of time.
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smh]?)\s*", str(value))
-    seconds = float(match[1]) * _SECONDS[match[2] or "s"] if match else 0.0
-    if seconds <= 0:
-        raise UsageError(f"{value!r} is no length of time.", expected="such as 90s, 20m or 1.5h")
-    return seconds
-
-
-def label_indices(
-    labels: str | Sequence[int | str], names: Sequence[str], count: int
-) -> list[int] | None:
-    """Class indices of `count` images, the asked labels in turn; None for a model without classes.
-
-    Raises:
-        UsageError: a class that the model does not know.
-    """
-    if labels == "all":
-        return [i % len(names) for i in range(count)] if names else None
-    if not names:
-        raise UsageError("This model has no classes.", remedy="Leave --labels away.")
-    parts = labels.split(",") if isinstance(labels, str) else list(labels)
-    asked = [_label_index(part, names) for part in parts]
-    return [asked[i % len(asked)] for i in range(count)]
-
-
-def _label_index(label: int | str, names: Sequence[str]) -> int:
-    text = str(label).strip()
-    if isinstance(label, str) and text in names:
-        return list(names).index(text)
-    if text.isdigit() and int(text) < len(names):
-        return int(text)
-    raise UsageError(
-        f"There is no class {text!r}. {nearest(text, names)}".rstrip(),
-        expected=f"an index below {len(names)} or one of: " + ", ".join(names[:20]),
-    )
-
-
-def settings_from_pairs(pairs: Sequence[str], seed: int | None) -> dict[str, Any]:
-    """`--set` texts and `--seed` as overrides."""
-    overrides = parse_overrides(pairs)
-    return overrides if seed is None else {**overrides, "seed": seed}
+def measure_speed(
+    preset: str, resolution: int, settings: Mapping[str, Any], *, compiled: bool
+) -> tuple[dict[str, Any], str]:
+    """What `poise bench` prints, as plain data and as a table, for RGB images of ten classes."""
+    config = resolve(preset_named(preset), settings)
+    facts = DataFacts(resolution, 3, tuple(str(i) for i in range(10)), 0.5)
+    screen = Screen(quiet=False)
+    with screen.bar("measuring", 1) as bar:
+        result = bench(config, facts, compiled=compiled, progress=bar.show)
+    return result, table(result)

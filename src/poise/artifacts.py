@@ -9,6 +9,7 @@ It knows where things lie and whether they are whole; what they mean is for thos
     splits.json        which image is where       samples/           grids over training
     checkpoints/       to resume                  scores-SPLIT.json  metrics of the samples
     snapshots/         to sample                  report.html        everything on one page
+    choices.json       weights, guidance          magnitudes.jsonl   sizes of weights, activations
 """
 
 import contextlib
@@ -79,6 +80,10 @@ class RunDir:
         return self.root / "splits.json"
 
     @property
+    def choices(self) -> Path:
+        return self.root / "choices.json"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 
@@ -95,7 +100,7 @@ class RunDir:
         return self.root / "samples"
 
     def log(self, name: str) -> Path:
-        """`metrics`, `timing`, `validation` or `events` as a path."""
+        """`metrics`, `timing`, `validation`, `magnitudes` or `events` as a path."""
         return self.root / f"{name}.jsonl"
 
     def scores(self, split: str) -> Path:
@@ -125,7 +130,7 @@ class RunDir:
 
     def truncate_logs(self, images_seen: int) -> None:
         """Cut every log and drop every later picture and snapshot: they will be written anew."""
-        for name in ("metrics", "timing", "validation", "events"):
+        for name in ("metrics", "timing", "validation", "magnitudes", "events"):
             path = self.log(name)
             if path.exists():
                 kept = [row for row in read_jsonl(path) if row["images_seen"] <= images_seen]

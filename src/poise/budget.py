@@ -13,10 +13,12 @@ import torch
 
 from poise.artifacts import DataFacts
 from poise.build import build_denoiser
-from poise.config import Config, Preset, resolve
+from poise.config import Preset, resolve
 from poise.data.batches import Batch
+from poise.diffusion.multistep import SOLVERS
 from poise.errors import UsageError
 from poise.runtime import Runtime, choose_runtime
+from poise.settings import Config
 from poise.training.loop import TrainState, update
 
 _CHECK_SHARE = 0.05  # of training, each for validation and for sample grids
@@ -64,7 +66,7 @@ def settle(config: Config, label_count: int) -> Config:
     probe = config.validation.images or _between(
         32, calls * _CHECK_SHARE / 4 / per_image, min(256, label_count)
     )
-    per_sample = 2 * config.sampling.steps - 1
+    per_sample = SOLVERS[config.sampling.solver].calls(config.sampling.steps)
     cadence = {
         "validations": config.cadence.validations
         or _between(1, calls * _CHECK_SHARE / (probe * per_image), 10),
@@ -79,6 +81,13 @@ def settle(config: Config, label_count: int) -> Config:
             "evaluation": config.evaluation.model_copy(update={"samples": samples}),
         }
     )
+
+
+def snapshots_within(config: Config, parameters: int) -> int:
+    """The snapshots of the settings, or as many as their disk space holds, but two at least."""
+    size = 4 * parameters * (1 + len(config.training.ema_stds))  # bytes of one: raw and averages
+    room = int(config.cadence.snapshot_gib * 2**30 / size)
+    return min(config.cadence.snapshots, max(room, 2))
 
 
 def fitting(preset: Preset, resolution: int) -> bool:
@@ -100,7 +109,8 @@ def smallest_fitting(
     Raises:
         UsageError: none fits, or the chosen one does not.
     """
-    found = [preset for preset in presets if fitting(preset, resolution)]
+    offered = [preset for preset in presets if preset.automatic or preset == chosen]
+    found = [preset for preset in offered if fitting(preset, resolution)]
     if chosen is not None and found and chosen not in found:
         low, high = chosen.resolutions
         raise UsageError(
@@ -113,7 +123,7 @@ def smallest_fitting(
     if not found:
         ranges = ", ".join(
             f"{p.name} {p.resolutions[0]}-{p.resolutions[1]} (divisible by {_divisor(p)})"
-            for p in presets
+            for p in offered
         )
         raise UsageError(
             f"No preset fits images of {resolution}x{resolution} pixels.",

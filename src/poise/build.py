@@ -3,15 +3,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from poise.artifacts import DataFacts, load_tensors
-from poise.config import Config, from_toml
+from poise.config import from_toml
 from poise.diffusion.denoiser import Denoiser
+from poise.diffusion.formulations import DDPM, EDM, Flow, Formulation
 from poise.errors import ArtifactError, UsageError, nearest
+from poise.models.adm import ADM, NoUncertainty
+from poise.models.dit import DiT
 from poise.models.edm2 import Uncertainty, UNet
+from poise.models.layers import reinitialise_
+from poise.models.mp_dit import MPDiT
 from poise.runtime import Runtime, choose_runtime, seed_at
+from poise.settings import Config, DiffusionConfig, ModelConfig
 
 
 def build_denoiser(config: Config, facts: DataFacts, runtime: Runtime) -> Denoiser:
@@ -24,20 +32,63 @@ def build_denoiser(config: Config, facts: DataFacts, runtime: Runtime) -> Denois
     place = "meta" if runtime.device.type == "meta" else "cpu"
     with torch.random.fork_rng(devices=[]), torch.device(place):
         torch.manual_seed(seed_at(config.seed, 0, "weights"))
-        network = UNet(
-            resolution=facts.resolution,
-            channels_in=facts.channels,
-            num_classes=len(facts.label_names),
-            **config.model.model_dump(),
-        )
-        uncertainty = Uncertainty()
-    denoiser = Denoiser(network, uncertainty, sigma_data=facts.sigma_data, dtype=runtime.dtype).to(
-        runtime.device
-    )
+        network = _network(config.model, facts)
+        if config.model.init != "auto" and place != "meta":
+            reinitialise_(network, config.model.init)
+        learned = config.diffusion.weighting == "uncertainty"
+        uncertainty = Uncertainty() if learned else NoUncertainty()
+    denoiser = Denoiser(
+        network,
+        uncertainty,
+        sigma_data=facts.sigma_data,
+        dtype=runtime.dtype,
+        formulation=formulation_of(config.diffusion, facts.sigma_data),
+    ).to(runtime.device)
     for parameter in denoiser.parameters():  # channels-last is the fast layout of convolutions
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return denoiser
+
+
+def _network(model: ModelConfig, facts: DataFacts) -> nn.Module:
+    common: dict[str, Any] = {
+        "resolution": facts.resolution,
+        "channels_in": facts.channels,
+        "num_classes": len(facts.label_names),
+        "channels": model.channels,
+        "channels_per_head": model.channels_per_head,
+        "dropout": model.dropout,
+    }
+    balances = {"res_balance", "attn_balance", "label_balance", "clip_act"}
+    given = "silu" if model.activation == "auto" else model.activation
+    if model.architecture == "dit":
+        smooth = "gelu" if model.activation == "auto" else model.activation
+        return DiT(**common, depth=model.depth, patch=model.patch, activation=smooth)
+    if model.architecture == "mp_dit":
+        common |= model.model_dump(include=balances)
+        return MPDiT(**common, depth=model.depth, patch=model.patch, activation=given)
+    common |= model.model_dump(
+        include={"channel_mult", "num_blocks", "attn_resolutions", "skips", "resample_filter"}
+    )
+    norm = None if model.normalisation == "auto" else model.normalisation
+    rung = model.ladder or ("A" if model.architecture == "adm" else "G")
+    if rung in "AB":
+        emb = model.channel_mult_emb or 4
+        norm = norm or "group"
+        return ADM(**common, channel_mult_emb=emb, normalisation=norm, activation_name=given)
+    common |= model.model_dump(
+        include=balances | {"concat_balance", "channel_mult_noise", "channel_mult_emb"}
+    )
+    return UNet(**common, ladder=rung, normalisation=norm, activation_name=given)
+
+
+def formulation_of(settings: DiffusionConfig, sigma_data: float) -> Formulation:
+    """What the network predicts, as its settings say."""
+    if settings.formulation == "edm":
+        return EDM(sigma_data)
+    if settings.formulation == "flow":
+        return Flow()
+    return DDPM(settings.formulation, settings.schedule, settings.diffusion_steps)
 
 
 @dataclass(frozen=True)
@@ -57,7 +108,7 @@ def load_snapshot(path: Path, weights: str | None = None) -> Snapshot:
 
     Args:
         path: a file of a run's `snapshots/`.
-        weights: which of the weights it holds; None: the widest average.
+        weights: which of the weights it holds; None: the best by validation error.
 
     Raises:
         ArtifactError: missing, damaged or of another kind.

@@ -52,16 +52,16 @@ def train(
     ] = False,
 ) -> None:
     """Train on images, evaluate, and write the report."""
-    from poise import api, pipeline
+    from poise import api, arguments, pipeline
 
     job = pipeline.Job(
         source=source,
-        root=run if run is not None else api.free_run_folder(source),
+        root=run if run is not None else arguments.free_run_folder(source),
         preset=preset,
-        budget_seconds=None if budget is None else api.parse_duration(budget),
-        images=None if images is None else api.parse_count(images),
+        budget_seconds=None if budget is None else arguments.parse_duration(budget),
+        images=None if images is None else arguments.parse_count(images),
         resume=resume,
-        overrides=api.settings_from_pairs(settings or [], seed),
+        overrides=arguments.settings_from_pairs(settings or [], seed),
         command=("poise", *sys.argv[1:]),
     )
     if dry_run:
@@ -80,12 +80,32 @@ def sample(
         int | None, typer.Option(help="Noise levels visited. [default: the run's]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Other seeds draw other images.")] = 0,
+    solver: Annotated[
+        str | None,
+        typer.Option(help="heun, euler, dpmpp_2m, dpmpp_3m or unipc. [default: run's]"),
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Strength; 1 is none. [default: what `poise guide` found]")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="raw, or a width such as 0.08. [default: the best known]")
+    ] = None,
 ) -> None:
     """Draw images from a trained model."""
     from poise import api
 
     model = api.load(run_or_snapshot, quiet=False)
-    typer.echo(model.save_samples(out, n, labels=labels, steps=steps, seed=seed))
+    path = model.save_samples(
+        out,
+        n,
+        labels=labels,
+        steps=steps,
+        seed=seed,
+        solver=solver,
+        guidance=guidance,
+        weights=weights,
+    )
+    typer.echo(path)
 
 
 @app.command()
@@ -117,12 +137,127 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     typer.echo(api.load(run).report())
 
 
+_Metric = Annotated[str, typer.Option(help="What decides, on the validation split.")]
+_Count = Annotated[int, typer.Option("-n", help="Samples of each candidate.")]
+
+
+@app.command()
+def ema(
+    words: Annotated[list[str], typer.Argument(metavar="[sweep] RUN", help="A run folder.")],
+    std: Annotated[
+        float | None, typer.Option(help="Relative width: 0.08 averages over 8% of the training.")
+    ] = None,
+    at: Annotated[
+        int | None, typer.Option(help="Images seen at its end. [default: the newest snapshot]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the average there as a snapshot.")] = None,
+    metric: _Metric = "frechet_distance",
+    n: _Count = 500,
+) -> None:
+    """Make an average of any width after training, or find the best with `poise ema sweep RUN`."""
+    from poise import api
+
+    sweeping = words[0] == "sweep" and len(words) > 1
+    if len(words) != 1 + sweeping or (std is None) != sweeping:
+        raise UsageError(
+            "poise ema needs a run, and a width unless it sweeps.",
+            expected="`poise ema RUN --std 0.08` or `poise ema sweep RUN`",
+        )
+    run = api.load(Path(words[-1]), quiet=False)
+    if std is None:
+        typer.echo(_choice_table(run.sweep_ema(metric, n)))
+        return
+    made = run.average(std, at=at, out=out)
+    typer.echo(
+        f"{made.name} after {made.images_seen:,} images, from {len(made.snapshots)} snapshots: "
+        f"profile error {made.error:.2g}, noise gain {made.noise_gain:.2f}"
+    )
+    if made.warning:
+        typer.echo(f"note: {made.warning}")
+    sample_with = f"poise sample {out or words[-1]} --out new" + (
+        "" if out else f" --weights {std}"
+    )
+    typer.echo(f"Sample with it: {sample_with}")
+
+
+@app.command()
+def guide(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    metric: _Metric = "frechet_distance",
+    n: _Count = 500,
+) -> None:
+    """Find the guidance that samples best: by an earlier state of the run, or by no labels."""
+    from poise import api
+
+    typer.echo(_choice_table(api.load(run, quiet=False).guide(metric, n)))
+
+
+@app.command()
+def noise(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Propose P_mean and P_std from the error of a run at each noise level."""
+    from poise import api
+
+    found = api.load(run, quiet=False).propose_noise()
+    typer.echo(found.sentence)
+    typer.echo(f"--set diffusion.P_mean={found.P_mean:.2f} --set diffusion.P_std={found.P_std:.2f}")
+
+
+@app.command("import")
+def import_file(
+    file: Annotated[Path, typer.Argument(help="network-snapshot-*.pkl or training-state-*.pt.")],
+    out: Annotated[Path, typer.Argument(help="The snapshot to write, ending in .safetensors.")],
+    std: Annotated[
+        float | None, typer.Option(help="Width of the average, where the file does not say.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Terms of weights that you trained. [default: NVIDIA's]")
+    ] = None,
+) -> None:
+    """Convert an official EDM2 or EDM checkpoint; no code in the file is run."""
+    from poise.interop.checkpoints import import_checkpoint
+
+    typer.echo(import_checkpoint(file, out, std=std, licence=licence).summary)
+    typer.echo(f"Sample from it: poise sample {out} --out new.npz")
+
+
+@app.command("bench")
+def measure_speed(
+    preset: Annotated[str, typer.Option(help="A name of `poise presets`.")] = "micro",
+    resolution: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 32,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Also the compiled step; prepared for minutes.")
+    ] = False,
+    settings: _Set = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the figures there.")
+    ] = None,
+) -> None:
+    """Measure training and sampling on this machine, beside plain settings and its own limits."""
+    from poise import api, arguments
+    from poise.artifacts import write_json
+
+    chosen = arguments.settings_from_pairs(settings or [], None)
+    result, table = api.measure_speed(preset, resolution, chosen, compiled=compiled)
+    if json_file is not None:
+        write_json(json_file, result)
+    typer.echo(table)
+
+
 @app.command("presets")
 def list_presets() -> None:
-    """List the presets, smallest network first."""
+    """List the presets, smallest network first, with parameters and operations per image."""
+    from poise.flops import network_size
+
+    typer.echo(f"{'preset':16}{'pixels':>8}{'counted at':>13}{'Mparam':>10}{'GMAC':>10}   for")
     for preset in presets():
-        low, high = preset.resolutions
-        typer.echo(f"{preset.name:8} {low}-{high} px   {preset.description}")
+        (low, high), (side, channels, classes) = preset.resolutions, preset.counted_at
+        parameters, macs = network_size(resolve(preset), side, channels, classes)
+        shape = f"{side}x{side}x{channels}"
+        size = f"{parameters / 1e6:10.2f}{macs / 1e9:10.3f}"
+        typer.echo(f"{preset.name:16}{f'{low}-{high}':>8}{shape:>13}{size}   {preset.description}")
+    typer.echo(
+        "GMAC: 1e9 multiply-adds of one network call for one image; a training step costs three."
+    )
 
 
 @app.command()
@@ -175,6 +310,20 @@ def _show_unexpected(error: Exception) -> int:
 
 def _plain(value: Any) -> str:
     return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+def _choice_table(choice: dict[str, Any]) -> str:
+    metric, confirmed = choice["metric"], choice["confirmed"]
+    rows = [f"{t[metric]:12.4g}   {t['candidate']}" for t in choice["tried"]]
+    verdict = "kept from now on" if confirmed["better"] else "no better: nothing was changed"
+    return "\n".join(
+        [
+            f"{metric:>12}   candidate, {choice['samples']} samples on {choice['features']}",
+            *rows,
+            f"The best on fresh seeds: {confirmed['after']:.4g}, before {confirmed['before']:.4g}; "
+            f"{verdict} ({choice['took']})",
+        ]
+    )
 
 
 def _score_table(scores: dict[str, Any]) -> str:

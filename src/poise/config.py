@@ -1,195 +1,35 @@
-"""Every setting of a run as frozen data, with a sentence under each field.
+"""From presets and overrides to a checked `Config`, and to TOML and back.
 
-A `Config` is built once (defaults, then preset, then `key=value` overrides), checked, written to
-the run folder, and never changed afterwards. Facts about the data are not settings: see
-`artifacts.DataFacts`.
+A `Config` is built once (defaults, what the network implies, preset, then `key=value` overrides),
+checked, written to the run folder, and never changed afterwards.
 """
 
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from poise.errors import UsageError, nearest
+from poise.settings import Config, ModelConfig, Section
 
+# What a rung of EDM2's ablation, or a transformer, changes outside of the network. It stands above
+# the preset, whose rate is that of rung G, and below what the user sets.
+_IMPLIED: dict[str, dict[str, Any]] = {
+    "A": {
+        "diffusion.weighting": "edm",
+        "training.betas": [0.9, 0.999],
+        "training.decay": "constant",
+        "training.lr": 0.001,
+    },
+    "B": {"training.decay": "constant", "training.lr": 0.001},
+    "C": {"training.decay": "constant", "training.lr": 0.001},
+    "D": {"training.decay": "constant"},
+    "dit": {"training.decay": "constant", "training.lr": 0.0005},
+}
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class DataConfig(_Section):
-    """How images become training data."""
-
-    resolution: int | None = Field(
-        None,
-        ge=4,
-        le=1024,
-        description="Side of the square images in pixels; unset: chosen from the data.",
-    )
-    split: tuple[float, float, float] = Field(
-        (0.8, 0.1, 0.1),
-        description="Shares of training, validation and test images; they add up to 1.",
-    )
-    split_seed: int = Field(0, description="Changes which images fall into which split.")
-    flip: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="Random horizontal flips; auto: only if the classes look the same mirrored.",
-    )
-    max_unreadable: float = Field(
-        0.05, ge=0, le=1, description="Share of unreadable files above which the run is refused."
-    )
-    memory_gib: float = Field(
-        4.0, gt=0, description="Above this size the decoded images go to a memory-mapped file."
-    )
-
-
-class ModelConfig(_Section):
-    """The EDM2 network (config G)."""
-
-    channels: int = Field(32, ge=8, description="Channels of the first level.")
-    channel_mult: tuple[int, ...] = Field(
-        (1, 2), min_length=1, description="Width of each level, in multiples of `channels`."
-    )
-    num_blocks: int = Field(1, ge=1, description="Residual blocks per level.")
-    attn_resolutions: tuple[int, ...] = Field(
-        (8,), description="Resolutions whose blocks attend to the whole image."
-    )
-    channels_per_head: int = Field(64, ge=8, description="Channels of one attention head.")
-    dropout: float = Field(
-        0.0, ge=0, lt=1, description="Share of activations dropped in each block."
-    )
-    res_balance: float = Field(
-        0.3, gt=0, lt=1, description="Weight of the residual branch in a sum."
-    )
-    attn_balance: float = Field(
-        0.3, gt=0, lt=1, description="Weight of the attention branch in a sum."
-    )
-    label_balance: float = Field(
-        0.5, gt=0, lt=1, description="Weight of the class in the embedding."
-    )
-    concat_balance: float = Field(
-        0.5, gt=0, lt=1, description="Weight of the skip in a concatenation."
-    )
-    clip_act: float = Field(
-        256.0, gt=0, description="Activations are clamped to plus or minus this."
-    )
-
-
-class DiffusionConfig(_Section):
-    """Which noise levels the network learns."""
-
-    P_mean: float = Field(-0.8, description="Mean of ln(sigma) while training.")
-    P_std: float = Field(1.4, gt=0, description="Standard deviation of ln(sigma) while training.")
-
-
-class TrainingConfig(_Section):
-    """The optimisation. Every schedule is a function of images seen."""
-
-    images: int = Field(
-        1_000_000,
-        ge=1,
-        description="Images the network sees; schedules are drawn over this length.",
-    )
-    batch: int = Field(64, ge=1, description="Images per update.")
-    micro_batch: int | None = Field(
-        None, ge=1, description="Images per forward pass; unset: the batch. The update is the same."
-    )
-    lr: float = Field(0.01, gt=0, description="Highest learning rate (Adam).")
-    warmup: float = Field(0.02, ge=0, le=1, description="Share of the run in which the rate rises.")
-    decay: Literal["inverse_sqrt", "cosine", "constant"] = Field(
-        "inverse_sqrt", description="How the rate falls after warm-up."
-    )
-    decay_start: float = Field(
-        0.3, gt=0, le=1, description="Share of the run after which inverse_sqrt begins to fall."
-    )
-    betas: tuple[float, float] = Field((0.9, 0.99), description="Adam's averaging constants.")
-    eps: float = Field(1e-8, gt=0, description="Adam's guard against division by zero.")
-    ema_stds: tuple[float, ...] = Field(
-        (0.05, 0.10),
-        min_length=1,
-        description="Relative widths of the averaged weights; the last one is sampled by default.",
-    )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Arithmetic of the network; auto: bf16 where the machine does it fast."
-    )
-    threads: int | None = Field(
-        None,
-        ge=1,
-        description="CPU threads; unset: one per core, or with a budget what is measured faster.",
-    )
-    max_skipped: int = Field(
-        50, ge=1, description="Non-finite updates in a row after which the run stops."
-    )
-
-
-class CadenceConfig(_Section):
-    """How often the run looks at itself: times over the whole run."""
-
-    logs: int = Field(400, ge=1, description="Lines of metrics.jsonl.")
-    checkpoints: int = Field(50, ge=1, description="Saved states to resume from; two are kept.")
-    validations: int | None = Field(
-        None,
-        ge=1,
-        description="Passes over the validation probe; unset: at most 10, within 5% of training.",
-    )
-    grids: int | None = Field(
-        None,
-        ge=1,
-        description="Sample grids at fixed seeds; unset: at most 8, within 5% of training.",
-    )
-    snapshots: int = Field(4, ge=1, description="Averaged weights kept for sampling.")
-
-
-class ValidationConfig(_Section):
-    """The denoising error on held-out images, with noise fixed per image and level."""
-
-    images: int | None = Field(
-        None, ge=1, description="Images of the validation probe; unset: at most 256, within the 5%."
-    )
-    bands: int = Field(8, ge=8, description="Noise levels, evenly spaced in ln(sigma).")
-    sigma_min: float = Field(0.02, gt=0, description="Lowest noise level of the probe.")
-    sigma_max: float = Field(20.0, gt=0, description="Highest noise level of the probe.")
-
-
-class SamplingConfig(_Section):
-    """The deterministic Heun sampler of EDM."""
-
-    steps: int = Field(18, ge=2, description="Noise levels visited; 2 steps - 1 network calls.")
-    sigma_min: float = Field(0.002, gt=0, description="Last noise level before zero.")
-    sigma_max: float = Field(80.0, gt=0, description="First noise level.")
-    rho: float = Field(
-        7.0, gt=0, description="Spacing of the noise levels; larger: finer near zero."
-    )
-    batch: int = Field(64, ge=1, description="Images drawn at once; changes speed, not images.")
-
-
-class EvaluationConfig(_Section):
-    """Scores of samples against held-out images."""
-
-    samples: int | None = Field(
-        None, ge=10, description="Images drawn; unset: 100 to 2000, within 10% of training."
-    )
-    features: Literal["auto", "pixels", "random_conv"] = Field(
-        "auto",
-        description="Feature space of the scores; auto: pixels up to 16x16, else random_conv.",
-    )
-    neighbours: int = Field(5, ge=1, description="k of precision, recall, density and coverage.")
-
-
-class Config(_Section):
-    """All settings of one run."""
-
-    seed: int = Field(0, ge=0, description="One number from which all randomness follows.")
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    diffusion: DiffusionConfig = DiffusionConfig()
-    training: TrainingConfig = TrainingConfig()
-    cadence: CadenceConfig = CadenceConfig()
-    validation: ValidationConfig = ValidationConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+_FIRST = {"edm2": "G", "adm": "A", "dit": "dit"}  # the rung of an architecture unless one is set
 
 
 class Preset(BaseModel):
@@ -201,17 +41,22 @@ class Preset(BaseModel):
     description: str
     resolutions: tuple[int, int]  # smallest and largest side in pixels
     worthwhile_images: int  # a budget that affords fewer images is better spent on a smaller preset
+    automatic: bool = True  # whether a run may choose it by itself
+    counted_at: tuple[int, int, int]  # side, channels and classes for which its size is told
     settings: dict[str, Any]  # dotted key -> value
 
 
 def presets() -> list[Preset]:
-    """All presets, smallest network first."""
+    """All presets, those that a run may choose first, smallest network first."""
     found = []
     for entry in resources.files("poise.presets").iterdir():
         if entry.name.endswith(".toml"):
             raw = tomllib.loads(entry.read_text(encoding="utf-8"))
             found.append(Preset(name=entry.name[:-5], **raw))
-    return sorted(found, key=lambda p: (p.resolutions[0], p.settings["model.channels"], p.name))
+    return sorted(
+        found,
+        key=lambda p: (not p.automatic, p.resolutions[0], p.settings["model.channels"], p.name),
+    )
 
 
 def preset_named(name: str) -> Preset:
@@ -231,13 +76,19 @@ def preset_named(name: str) -> Preset:
 
 
 def resolve(preset: Preset | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Defaults, then the preset, then `overrides` (dotted keys), checked.
+    """Defaults, the preset, what the network implies, then `overrides` (dotted keys), checked.
 
     Raises:
         UsageError: an unknown key (with the nearest name) or a value out of range.
     """
     tree: dict[str, Any] = {}
-    for source in (preset.settings if preset else {}, overrides or {}):
+    chosen = {**(preset.settings if preset else {}), **(overrides or {})}
+    rung = chosen.get("model.ladder") or _FIRST.get(str(chosen.get("model.architecture")), "G")
+    implied = _IMPLIED.get(str(rung), {})
+    chosen_by_preset = preset.settings if preset else {}
+    if not {"model.ladder", "model.architecture"} & set(overrides or {}):
+        implied = {**implied, **chosen_by_preset}  # the preset is made for this network
+    for source in (chosen_by_preset, implied, overrides or {}):
         for key, value in source.items():
             _assign(tree, key, value)
     try:
@@ -275,7 +126,7 @@ def documented(config: Config) -> list[tuple[str, Any, str]]:
     rows: list[tuple[str, Any, str]] = []
     for name, field in Config.model_fields.items():
         value = getattr(config, name)
-        if isinstance(value, _Section):
+        if isinstance(value, Section):
             for leaf, leaf_field in type(value).model_fields.items():
                 key = f"{name}.{leaf}"
                 rows.append((key, getattr(value, leaf), leaf_field.description or ""))
@@ -350,6 +201,7 @@ def _check_together(config: Config) -> None:
             expected="three shares that add up to 1, training and validation above 0",
             remedy="for example --set data.split=[0.8,0.1,0.1]",
         )
+    _check_network(config.model)
     training = config.training
     micro = training.micro_batch
     if micro is not None and training.batch % micro:
@@ -369,6 +221,38 @@ def _check_together(config: Config) -> None:
                 f"training.ema_stds holds {std}.",
                 expected="relative widths between 0 and 0.2887 (a power function has no wider)",
             )
+
+
+def _check_network(model: ModelConfig) -> None:
+    transformer = model.architecture in ("dit", "mp_dit")
+    if model.ladder is not None and (
+        transformer or (model.architecture == "adm" and model.ladder not in "AB")
+    ):
+        raise UsageError(
+            f"model.ladder = {model.ladder!r} is no rung of model.architecture = "
+            f"{model.architecture!r}.",
+            expected="A or B with adm, A to G with edm2, none with a transformer",
+        )
+    if transformer and (model.normalisation != "auto" or not model.skips):
+        raise UsageError(
+            "model.normalisation and model.skips are settings of U-Nets.",
+            expected="model.normalisation=auto and model.skips=true with a transformer",
+        )
+    normalised = model.architecture == "mp_dit" or (
+        model.architecture == "edm2" and (model.ladder or "G") in "DEFG"
+    )
+    if normalised and model.init != "auto":
+        raise UsageError(
+            f"model.init = {model.init!r} would change nothing: this network brings every weight "
+            "to unit size whatever it starts from.",
+            expected="model.init=auto, or a network that uses its weights as they are",
+            remedy="take model.ladder=C, model.architecture=adm or model.architecture=dit.",
+        )
+    if len(model.resample_filter) % 2:
+        raise UsageError(
+            f"model.resample_filter = {list(model.resample_filter)} has an odd length.",
+            expected="an even number of values, such as [1, 1] or [1, 3, 3, 1]",
+        )
 
 
 def _toml_value(value: Any) -> str:

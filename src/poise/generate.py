@@ -2,26 +2,41 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from poise.config import SamplingConfig
 from poise.data.batches import to_uint8
-from poise.diffusion.sampler import heun
+from poise.diffusion.formulations import Formulation
+from poise.diffusion.multistep import SOLVERS, solve
+from poise.diffusion.sampler import noise_schedule
 from poise.runtime import generator_at
+from poise.settings import SamplingConfig
 
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 _PAD = 8  # batches are padded to a multiple: a batch of one takes other kernels and rounds apart
 
 
-def initial_noise(seed: int, indices: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
-    """Standard normal [B, C, H, W]; row i depends on `seed` and `indices[i]` alone."""
+def initial_noise(
+    seed: int, indices: Sequence[int], shape: tuple[int, int, int], stream: str = "image"
+) -> Tensor:
+    """Standard normal [B, C, H, W]; row i depends on `seed`, `indices[i]` and `stream` alone."""
     return torch.stack(
-        [torch.randn(shape, generator=generator_at(seed, i, "image")) for i in indices]
+        [torch.randn(shape, generator=generator_at(seed, i, stream)) for i in indices]
     )
+
+
+def sampling_levels(settings: SamplingConfig, formulation: Formulation) -> Tensor:
+    """The levels to visit, falling, then 0: those of the settings that the network learned."""
+    low = max(settings.sigma_min, formulation.sigma_min)
+    high = min(settings.sigma_max, formulation.sigma_max)
+    rho = settings.rho or SOLVERS[settings.solver].default_rho
+    levels = formulation.nearest(noise_schedule(settings.steps, low, high, rho)[:-1])
+    kept = levels.unique().flip(0)  # type: ignore[no-untyped-call]
+    return torch.cat([kept, levels.new_zeros(1)])
 
 
 @torch.no_grad()
@@ -33,9 +48,10 @@ def generate(
     labels: Sequence[int] | None,
     settings: SamplingConfig,
     seed: int,
+    levels: Tensor | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
-) -> NDArray[np.uint8]:
+) -> NDArray[Any]:
     """Draw `count` images.
 
     Args:
@@ -43,15 +59,17 @@ def generate(
         count: how many.
         shape: channels, height, width.
         labels: class index of each image, or None.
-        settings: steps and noise levels.
+        settings: solver, steps and noise levels.
         seed: image i depends on `seed`, i and its label alone.
+        levels: noise levels of `sampling_levels`; None: those of the settings.
         device: where the network is.
         progress: called with images done and `count`.
 
     Returns:
-        uint8 [count, C, H, W].
+        [count, C, H, W], uint8; latents, which have no 1 or 3 channels, as they are in fp32.
     """
-    images = np.empty((count, *shape), np.uint8)
+    pictures = shape[0] in (1, 3)
+    images = np.empty((count, *shape), np.uint8 if pictures else np.float32)
     for start in range(0, count, settings.batch):
         stop = min(start + settings.batch, count)
         indices = list(range(start, start + math.ceil((stop - start) / _PAD) * _PAD))
@@ -61,15 +79,24 @@ def generate(
         if labels is not None:
             padded = [labels[min(i, count - 1)] for i in indices]
             rows = torch.tensor(padded, device=device)
-        x = heun(
+        x = solve(
+            settings.solver,
             lambda x, sigma, rows=rows: denoise(x, sigma, rows),  # type: ignore[misc]
             noise,
             num_steps=settings.steps,
             sigma_min=settings.sigma_min,
             sigma_max=settings.sigma_max,
             rho=settings.rho,
-        )
-        images[start:stop] = to_uint8(x[: stop - start]).cpu().numpy()
+            levels=levels,
+            churn=settings.churn,
+            churn_min=settings.churn_min,
+            churn_max=settings.churn_max,
+            churn_noise=settings.churn_noise,
+            fresh=lambda step, indices=indices: initial_noise(  # type: ignore[misc]
+                seed, indices, shape, f"churn {step}"
+            ).to(device),
+        )[: stop - start]
+        images[start:stop] = (to_uint8(x) if pictures else x).cpu().numpy()
         if progress is not None:
             progress(stop, count)
     return images

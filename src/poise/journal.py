@@ -15,19 +15,22 @@ from torch import Tensor
 
 from poise.artifacts import DataFacts, RunDir, append_jsonl, read_jsonl
 from poise.budget import GRID_IMAGES, Clock
-from poise.config import Config
 from poise.data.batches import to_unit
 from poise.data.dataset import Dataset
 from poise.data.splits import Splits
 from poise.errors import ArtifactError, TrainingError
 from poise.evaluation.denoising import denoising_error, noise_levels
-from poise.generate import generate
+from poise.generate import generate, sampling_levels
 from poise.pictures import save_grid
 from poise.runtime import Runtime, generator_at
+from poise.settings import Config
 from poise.training.checkpoint import load_checkpoint, save_checkpoint, save_snapshot
 from poise.training.ema import profile_name
 from poise.training.loop import StepRecord, TrainState, weights_of
+from poise.training.magnitudes import activation_rms, weight_rms
 from poise.training.meter import IntervalMeter
+
+_FEW = 16  # images whose activations are measured
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ class Journal:
     def snapshot(self) -> None:
         """Save the averaged weights with all that sampling needs."""
         path = self.job.run.snapshot_at(self.state.images_seen)
-        save_snapshot(path, self.state, self.job.config, self.job.facts)
+        save_snapshot(path, self.state, self.job.config, self.job.facts, self._best_weights())
 
     def validate(self) -> None:
         """Denoising error of held-out images, for the raw and each averaged set of weights."""
@@ -155,6 +158,7 @@ class Journal:
         labels = job.dataset.labels
         rows = None if labels is None else torch.from_numpy(labels[probe]).to(device)
         sigmas = noise_levels(settings.bands, settings.sigma_min, settings.sigma_max)
+        self._magnitudes(images[:_FEW], None if rows is None else rows[:_FEW])
         for name, weights in self._weights().items():
             bands = denoising_error(
                 self._denoise_with(weights),
@@ -175,6 +179,21 @@ class Journal:
             append_jsonl(job.run.log("validation"), row)
         self.took["validation"] = time.monotonic() - started
 
+    def _magnitudes(self, images: Tensor, labels: Tensor | None) -> None:
+        """One line of magnitudes.jsonl: raw weights, and blocks at a middle noise level."""
+        sd = self.job.facts.sigma_data
+        noise = torch.randn(images.shape, generator=generator_at(self.job.config.seed, 0, "middle"))
+        sigma = torch.full((len(images),), sd, device=images.device)
+        x = images + sd * noise.to(images.device)
+        blocks = activation_rms(self.state.denoiser, x, sigma, labels)
+        row = {
+            "images_seen": self.state.images_seen,
+            "weight_rms": weight_rms(self.state.denoiser).item(),
+            "activation_rms": blocks.mean().item(),
+            "activation_rms_highest": blocks.max().item(),
+        }
+        append_jsonl(self.job.run.log("magnitudes"), row)
+
     def grid(self) -> None:
         """Sample the same seeds as every other grid of this run."""
         job = self.job
@@ -188,12 +207,19 @@ class Journal:
             shape=shape,
             labels=labels,
             settings=job.config.sampling,
+            levels=sampling_levels(job.config.sampling, self.state.denoiser.formulation),
             seed=job.config.seed,
             device=job.runtime.device,
         )
         self.took["grid"] = time.monotonic() - started
         columns = len(names) if 4 <= len(names) <= 10 else 10
         save_grid(self._grid_path(), images, columns)
+
+    def _best_weights(self) -> str | None:
+        """The weights with the lowest error at the last validation."""
+        rows = read_jsonl(self.job.run.log("validation"))
+        last = [row for row in rows if row["images_seen"] == rows[-1]["images_seen"]]
+        return min(last, key=lambda row: row["loss"])["weights"] if last else None
 
     def _grid_path(self) -> Path:
         return self.job.run.samples / f"{self.state.images_seen:012d}.png"
@@ -227,15 +253,13 @@ class Journal:
 
     def _log(self, record: StepRecord) -> None:
         self._flush_skips()
-        weights = [w.detach() for w in weights_of(self.state.denoiser).values()]
-        size = sum(w.numel() for w in weights)
         row = self.meter.line()
         self.last_error = row["error"]  # type: ignore[assignment]
         row |= {
             "images_seen": record.images_seen,
             "step": record.step,
             "lr": record.lr,
-            "weight_rms": torch.nn.utils.get_total_norm(weights).item() / size**0.5,
+            "weight_rms": weight_rms(self.state.denoiser).item(),
         }
         append_jsonl(self.job.run.log("metrics"), row)
         now, (then, images) = time.monotonic(), self._marked

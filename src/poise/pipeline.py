@@ -15,9 +15,16 @@ from typing import Any
 import torch
 
 from poise.artifacts import DataFacts, RunDir, read_json, write_bytes, write_json
-from poise.budget import GRID_IMAGES, Clock, afford, settle, smallest_fitting
+from poise.budget import (
+    GRID_IMAGES,
+    Clock,
+    afford,
+    settle,
+    smallest_fitting,
+    snapshots_within,
+)
 from poise.build import build_denoiser
-from poise.config import Config, Preset, preset_named, presets, resolve, to_toml
+from poise.config import Preset, preset_named, presets, resolve, to_toml
 from poise.config import from_toml as config_from_toml
 from poise.console import Screen, duration
 from poise.data.audit import audit
@@ -37,7 +44,9 @@ from poise.resuming import (
 )
 from poise.runtime import Runtime, choose_runtime, describe_environment
 from poise.scoring import evaluate, scoring_seconds
+from poise.settings import Config
 from poise.signals import catch_signals, terminate_as_interrupt
+from poise.training.compiling import decide, loss_function
 from poise.training.loop import TrainState, steps
 
 _SHAPES = Runtime(torch.device("meta"), torch.float32)  # builds networks without weights
@@ -156,16 +165,25 @@ def score_again(run: RunDir, screen: Screen, *, split: str, count: int | None) -
         raise UsageError(
             f"{count} samples are too few for any score.", expected=f"{FEWEST} or more"
         )
+    prepared = reopen(run, screen)
+    scores = evaluate(prepared, screen, split_name=split, count=count)
+    write_report(run)
+    return scores
+
+
+def reopen(run: RunDir, screen: Screen) -> Prepared:
+    """A run with its data, read again.
+
+    Raises:
+        ArtifactError: the images changed since the run was started.
+    """
     info = read_json(run.run)
     config = config_from_toml(run.config.read_text(encoding="utf-8"))
     dataset, splits = read_data(info["source"], config, run, screen)
     refuse_other_data(info, dataset, run)
     runtime = choose_runtime(config.training.precision)
     facts = facts_of(dataset, splits)
-    prepared = Prepared(run, config, dataset, splits, facts, runtime, Clock(None))
-    scores = evaluate(prepared, screen, split_name=split, count=count)
-    write_report(run)
-    return scores
+    return Prepared(run, config, dataset, splits, facts, runtime, Clock(None))
 
 
 def facts_of(dataset: Dataset, splits: Splits) -> DataFacts:
@@ -199,6 +217,7 @@ def learn(job: Prepared, screen: Screen) -> int:
     config, total = job.config, job.config.training.images
     features = 0.0 if job.clock.budget is None else scoring_seconds(job)
     state = TrainState.fresh(build_denoiser(config, job.facts, job.runtime), config.training)
+    state.loss = loss_function(config, job.runtime.device, screen.say)
     journal = Journal(job, state)
     if journal.restore():
         log_event(job.run, state.images_seen, "info", "resumed", "The run was resumed here.")
@@ -261,8 +280,21 @@ def _settle(
     precision = "bf16" if runtime.dtype == torch.bfloat16 else "fp32"
     data = config.data.model_copy(update={"resolution": facts.resolution, "flip": flip})
     threads = config.training.threads or torch.get_num_threads()
-    training = config.training.model_copy(update={"precision": precision, "threads": threads})
-    return config.model_copy(update={"data": data, "training": training}), preset.name
+    seconds = None if job.budget_seconds is None else clock.left()
+    training = config.training.model_copy(
+        update={
+            "precision": precision,
+            "threads": threads,
+            "compile": decide(config, facts, seconds),
+        }
+    )
+    parameters = sum(p.numel() for p in build_denoiser(config, facts, _SHAPES).parameters())
+    snapshots = snapshots_within(config, parameters)
+    if snapshots < config.cadence.snapshots:
+        screen.say(f"  note: cadence.snapshot_gib has room for {snapshots} snapshots")
+    cadence = config.cadence.model_copy(update={"snapshots": snapshots})
+    settled = {"data": data, "training": training, "cadence": cadence}
+    return config.model_copy(update=settled), preset.name
 
 
 def _overrides(job: Job) -> dict[str, Any]:

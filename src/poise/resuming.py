@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from poise.artifacts import RunDir
-from poise.config import Config, resolve
+from poise.config import resolve
 from poise.data.dataset import Dataset
 from poise.errors import ArtifactError, UsageError
+from poise.settings import Config
 
 
 def refuse_used_folder(run: RunDir, source: str) -> None:

@@ -8,16 +8,15 @@ import torch
 from numpy.typing import NDArray
 
 from poise.artifacts import RunDir, write_json
-from poise.build import Snapshot, load_snapshot
 from poise.console import Screen
 from poise.data.dataset import Dataset
-from poise.errors import ArtifactError, DataError
+from poise.errors import DataError
 from poise.evaluation.evaluate import FEWEST, score
 from poise.evaluation.features import build_features, extract
-from poise.generate import generate
 from poise.journal import Prepared, log_event
 from poise.pictures import save_grid
 from poise.runtime import generator_at, seed_at
+from poise.sampling import Model, check_pictures, chosen_model, draw
 
 _LEAST = 100  # scores of fewer samples say little
 _TRIAL = 512  # images from which the time of feature extraction is estimated
@@ -25,25 +24,6 @@ _REPORT_SECONDS = 4.0
 _DISTANCES = 1.6  # features and distances take this much of the features alone, as seen on CIFAR-10
 _SHOWN = 100  # samples on one grid
 _PAIRS = 8  # shown beside their nearest training image
-
-
-def newest_snapshot(run: RunDir, weights: str | None = None) -> Snapshot:
-    """The last whole snapshot of a run; a damaged one is passed over with an event.
-
-    Raises:
-        ArtifactError: there is none.
-    """
-    for path in reversed(run.snapshot_files()):
-        try:
-            return load_snapshot(path, weights)
-        except ArtifactError as error:
-            images_seen = int(path.stem) if path.stem.isdigit() else 0
-            log_event(run, images_seen, "warning", "damaged_snapshot", str(error))
-    raise ArtifactError(
-        f"{run.root} holds no whole snapshot.",
-        expected="a run that has written one",
-        remedy="Train it further: poise train SOURCE --run DIR --resume",
-    )
 
 
 def evaluate(
@@ -65,12 +45,12 @@ def evaluate(
             expected=f"at least {FEWEST} to compare with",
             remedy="set data.split to give it a share, or add images.",
         )
-    snapshot = newest_snapshot(job.run)
-    count = count or _affordable(job, snapshot)
+    model = chosen_model(job.run)
+    count = count or _affordable(job, model)
     seed = seed_at(job.config.seed, 0, "evaluation") % 2**31
-    labels = _labels_like(job.dataset, members, count, seed)
+    labels = labels_like(job.dataset, members, count, seed)
     with screen.bar("sampling", count) as bar:
-        samples = draw(snapshot, count, labels, seed, progress=bar.show)
+        samples = check_pictures(draw(model, count, labels, seed, progress=bar.show))
     screen.say(f"scoring {count} samples against {len(members):,} images of the {split_name} split")
     extractor = build_features(job.config.evaluation.features, job.facts.resolution)
     train = job.dataset.images[job.splits.train]
@@ -87,9 +67,7 @@ def evaluate(
     record = {
         "split": split_name,
         "samples": count,
-        "images_seen": snapshot.images_seen,
-        "weights": snapshot.weights,
-        "sampler": {"name": "heun", **job.config.sampling.model_dump()},
+        **model.describe(),
         "seed": seed,
         "data": job.dataset.fingerprint,
         **result,
@@ -98,7 +76,11 @@ def evaluate(
     write_json(job.run.scores(split_name), record)
     if split_name == "test":
         log_event(
-            job.run, snapshot.images_seen, "info", "test_split", "Scored against the test split."
+            job.run,
+            model.snapshot.images_seen,
+            "info",
+            "test_split",
+            "Scored against the test split.",
         )
     return record
 
@@ -118,32 +100,7 @@ def scoring_seconds(job: Prepared) -> float:
     return _DISTANCES * per_image * images_in_all
 
 
-def draw(
-    snapshot: Snapshot,
-    count: int,
-    labels: list[int] | None,
-    seed: int,
-    *,
-    steps: int | None = None,
-    progress: Any = None,
-) -> NDArray[np.uint8]:
-    """`count` images [count, C, H, W] from a snapshot, by its own settings but for `steps`."""
-    facts, settings = snapshot.facts, snapshot.config.sampling
-    if steps is not None:
-        settings = settings.model_copy(update={"steps": steps})
-    return generate(
-        snapshot.denoiser,
-        count=count,
-        shape=(facts.channels, facts.resolution, facts.resolution),
-        labels=labels,
-        settings=settings,
-        seed=seed,
-        device=snapshot.runtime.device,
-        progress=progress,
-    )
-
-
-def _affordable(job: Prepared, snapshot: Snapshot) -> int:
+def _affordable(job: Prepared, model: Model) -> int:
     """The samples of the settings, fewer where the rest of a wall-clock budget asks for it."""
     wanted = job.config.evaluation.samples
     assert wanted is not None
@@ -152,13 +109,13 @@ def _affordable(job: Prepared, snapshot: Snapshot) -> int:
     trial = job.config.sampling.batch
     labels = [0] * trial if job.facts.label_names else None
     started = time.monotonic()
-    draw(snapshot, trial, labels, 0)
+    draw(model, trial, labels, 0)
     per_image = (time.monotonic() - started) / trial
     left = job.clock.left() - _REPORT_SECONDS - scoring_seconds(job)
     return max(min(_LEAST, wanted), min(wanted, int(left / per_image)))
 
 
-def _labels_like(
+def labels_like(
     dataset: Dataset, members: NDArray[np.int64], count: int, seed: int
 ) -> list[int] | None:
     """Class labels in the proportions of the split."""

@@ -8,9 +8,9 @@ import pytest
 from pictures import encoded, flat_files, noise, png_bomb, write_tree
 from PIL import Image
 
-from poise.config import DataConfig
 from poise.data.dataset import Dataset, load_dataset
 from poise.errors import DataError
+from poise.settings import DataConfig
 
 
 def load(source: Path | str, tmp_path: Path, **settings: object) -> Dataset:

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from poise.config import Config, TrainingConfig
 from poise.data.batches import Batch
 from poise.diffusion.denoiser import Denoiser
 from poise.diffusion.loss import denoising_loss
@@ -29,6 +28,7 @@ from poise.models.layers import (
     normalize,
     upsample,
 )
+from poise.settings import Config, TrainingConfig
 from poise.training import loop
 from poise.training.ema import power_beta, std_to_exp
 from poise.training.schedules import learning_rate
@@ -205,7 +205,13 @@ def test_five_updates_of_the_training_loop_equal_the_reference(
     monkeypatch: pytest.MonkeyPatch, micro_batch: int | None
 ) -> None:
     settings = TrainingConfig(
-        images=20, batch=4, micro_batch=micro_batch, lr=0.01, warmup=0, decay="constant"
+        label_dropout=0.0,
+        images=20,
+        batch=4,
+        micro_batch=micro_batch,
+        lr=0.01,
+        warmup=0,
+        decay="constant",
     )
     config = Config(training=settings)
     state = loop.TrainState.fresh(filled_denoiser(), settings)
@@ -300,6 +306,7 @@ def test_noise_levels_equal_the_reference() -> None:
 def test_learning_rate_after_warm_up_equals_the_reference(images_seen: int) -> None:
     total = 2**31
     settings = TrainingConfig(
+        label_dropout=0.0,
         images=total,
         batch=2048,
         lr=0.01,

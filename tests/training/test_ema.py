@@ -6,8 +6,6 @@ import torch
 
 from poise.training.ema import PowerEMA, power_beta, profile_name, std_to_exp
 
-YES = torch.tensor(True)
-
 
 def width(exponent: float) -> float:
     """Relative standard deviation of p(tau) ~ tau^exponent on [0, 1]."""
@@ -39,7 +37,7 @@ def test_average_equals_the_power_function_over_all_weights(std: float, sizes: l
     ends = np.cumsum(sizes)
     for value, end, size in zip(history, ends, sizes, strict=True):
         weight.copy_(value)
-        ema.update(int(end), size, YES)
+        ema.update(int(end), size)
     power = std_to_exp(std) + 1
     shares = ends**power - np.concatenate([[0], ends[:-1]]) ** power
     wanted = torch.tensor(shares / ends[-1] ** power) @ history
@@ -51,15 +49,14 @@ def test_first_update_forgets_the_initial_weights() -> None:
     weight = torch.zeros(3)
     ema = PowerEMA({"w": weight}, [0.05, 0.1])
     weight.fill_(2.0)
-    ema.update(128, 128, YES)
+    ema.update(128, 128)
     assert all(torch.equal(p["w"], weight) for p in ema.profiles.values())
 
 
-def test_averages_are_copies_and_a_false_flag_keeps_them() -> None:
+def test_averages_are_copies() -> None:
     weight = torch.ones(3)
     ema = PowerEMA({"w": weight}, [0.1])
     weight.fill_(5.0)
-    ema.update(64, 32, torch.tensor(False))
     assert torch.equal(ema.profiles[0.1]["w"], torch.ones(3))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from poise.config import DiffusionConfig
+from poise.settings import DiffusionConfig
 from poise.training.loop import StepRecord
 from poise.training.meter import IntervalMeter
 

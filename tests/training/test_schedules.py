@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.config import TrainingConfig
+from poise.settings import TrainingConfig
 from poise.training.schedules import learning_rate
 
 

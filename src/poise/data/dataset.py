@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from poise.config import DataConfig
 from poise.data.decode import Decoded, decode_in_thread, fit, quiet_pillow, read_header
 from poise.data.layout import Unreadable
 from poise.data.sources import Source, open_source
 from poise.errors import DataError, PoiseError
+from poise.settings import DataConfig
 
 _FEWEST = 10  # images without which no model can be trained and judged
 _SAMPLED = 512  # headers that decide the resolution

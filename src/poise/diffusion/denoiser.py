@@ -1,10 +1,13 @@
 """Preconditioning: any network becomes `denoiser(x, sigma, labels) -> clean images`.
 
-Source: Karras et al. 2022 (EDM), Section 5 and Table 1. `sigma_data` lives here and nowhere else.
+Source: Karras et al. 2022 (EDM), Section 5. `sigma_data` lives here and nowhere else; what the
+network is asked for is its formulation, EDM unless told otherwise.
 """
 
 import torch
 from torch import Tensor, nn
+
+from poise.diffusion.formulations import EDM, Formulation
 
 
 class Denoiser(nn.Module):
@@ -17,17 +20,20 @@ class Denoiser(nn.Module):
         *,
         sigma_data: float,
         dtype: torch.dtype = torch.float32,
+        formulation: Formulation | None = None,
     ) -> None:
         """
         Args:
             network: `(x [B, C, H, W], c_noise [B], labels) -> [B, C, H, W]`.
             uncertainty: `c_noise [B] -> u [B]`, the log-variance of the weighted error.
-            sigma_data: standard deviation of the clean images.
+            sigma_data: standard deviation of the clean images; the error is measured by it.
             dtype: arithmetic of the network; everything around it is fp32.
+            formulation: what the network is asked for; None: EDM with this sigma_data.
         """
         super().__init__()
         self.network, self.uncertainty = network, uncertainty
         self.sigma_data, self.dtype = sigma_data, dtype
+        self.formulation: Formulation = EDM(sigma_data) if formulation is None else formulation
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Denoise.
@@ -41,14 +47,16 @@ class Denoiser(nn.Module):
             [B, C, H, W] in fp32: c_skip x + c_out F(c_in x, c_noise) (EDM, Eq. 7).
         """
         x = x.float()
-        s = sigma.float().reshape(-1, 1, 1, 1)
-        sd = self.sigma_data
-        total = (s**2 + sd**2).sqrt()
-        c_skip, c_out, c_in = sd**2 / total**2, s * sd / total, 1 / total
+        c = self.formulation.coefficients(sigma.float().reshape(-1, 1, 1, 1))
         c_noise = _noise_code(sigma).expand(x.shape[0])
-        F = self.network((c_in * x).to(self.dtype), c_noise, labels)
-        D: Tensor = c_skip * x + c_out * F.float()
+        F = self.network((c.c_in * x).to(self.dtype), c_noise, labels)
+        D: Tensor = c.c_skip * x + c.c_out * F.float()
         return D
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the network knows; 0: it is unconditional."""
+        return int(getattr(self.network, "num_classes", 0))
 
     def log_variance(self, sigma: Tensor) -> Tensor:
         """The learned log-variance u(sigma), [B]; used only to weigh the loss."""

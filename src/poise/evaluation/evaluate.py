@@ -67,8 +67,8 @@ def score(
     _check(sample=samples, reference=reference, training=train)
     chosen = _subset(len(train), len(samples))
     f, f_ref, f_train = (extract(extractor, images) for images in (samples, reference, train))
-    values = _compare(f, f_ref, k)
-    real = _compare(f_train[chosen], f_ref, k)
+    values = compare(f, f_ref, k)
+    real = compare(f_train[chosen], f_ref, k)
     if flips:
         mirrored = extract(extractor, np.ascontiguousarray(train[..., ::-1]))
         f_train = np.concatenate([f_train, mirrored])
@@ -120,7 +120,7 @@ def _subset(n: int, size: int) -> NDArray[np.int64]:
     return order[:size].sort().values.numpy()
 
 
-def _compare(f: Features, f_ref: Features, k: int) -> dict[str, float]:
+def compare(f: Features, f_ref: Features, k: int) -> dict[str, float]:
     return {
         "frechet_distance": frechet_distance(f, f_ref),
         "kernel_distance": kernel_distance(f, f_ref),

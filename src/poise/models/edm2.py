@@ -1,52 +1,108 @@
-"""The EDM2 U-Net (config G of Karras et al. 2024) and its uncertainty head.
+"""The EDM2 network (config G) and the rungs C to F that lead to it.
 
-The network maps scaled noisy images, a noise code and class labels to an output of the same shape.
-It knows nothing of preconditioning, loss, sampler or EMA.
+Source: Karras et al. 2024 (EDM2), Sections 2 and B.3. Here it maps noisy images, an encoded noise
+level and labels to an output of the same shape. It knows nothing of preconditioning, loss, sampler
+or EMA.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from poise.errors import UsageError
 from poise.models.layers import (
     MPConv,
     MPFourier,
+    PlainConv,
+    activation,
+    attend,
     downsample,
     mp_cat,
-    mp_silu,
     mp_sum,
+    norm_layer,
     normalize,
     upsample,
 )
+from poise.models.skeleton import check_shapes, decoder, encoder, levels_of
 
-_Level = tuple[str, int, bool]  # "16x16", its width, whether its blocks attend
+
+@dataclass(frozen=True)
+class Rung:
+    """What a step of EDM2's ablation changes in the network (EDM2, Section 2 and Fig. 5)."""
+
+    learned: bool  # D: learned layers preserve magnitude; gains start at zero instead of weights
+    forced: bool  # E: stored weights are kept at unit magnitude
+    norm: str  # "group" up to E, then "pixel", in the encoder alone
+    fixed: bool  # G: activations, sums, concatenations and features preserve magnitude
+
+
+RUNGS = {
+    "C": Rung(learned=False, forced=False, norm="group", fixed=False),
+    "D": Rung(learned=True, forced=False, norm="group", fixed=False),
+    "E": Rung(learned=True, forced=True, norm="group", fixed=False),
+    "F": Rung(learned=True, forced=True, norm="pixel", fixed=False),
+    "G": Rung(learned=True, forced=True, norm="pixel", fixed=True),
+}
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """What all blocks of a network have in common."""
+
+    rung: Rung
+    emb_channels: int
+    channels_per_head: int = 64
+    dropout: float = 0.0
+    res_balance: float = 0.3
+    attn_balance: float = 0.3
+    clip_act: float = 256.0
+    activation: str = "silu"
+    resample_filter: tuple[float, ...] = (1, 1)
+
+    def conv(self, c_in: int, c_out: int, kernel: int | None, *, zero: bool = False) -> nn.Module:
+        """A learned layer of this rung; `zero` where rung C starts from zero."""
+        if self.rung.learned:
+            return MPConv(c_in, c_out, kernel, forced=self.rung.forced)
+        return PlainConv(c_in, c_out, kernel, zero=zero)
+
+    def inner_norm(self, channels: int) -> nn.Module:
+        """The norm inside of residual branches, if this rung has one there."""
+        kind = self.rung.norm if self.rung.norm in ("group", "batch") else "none"
+        return norm_layer(kind, channels, affine=False)
+
+    def act(self) -> Callable[[Tensor], Tensor]:
+        """The activation function, scaled to unit magnitude on rung G."""
+        return activation(self.activation, preserve=self.rung.fixed)
+
+    def join(self, x: Tensor, y: Tensor, balance: float) -> Tensor:
+        """The main path plus a branch."""
+        return mp_sum(x, y, balance) if self.rung.fixed else x + y
 
 
 class SelfAttention(nn.Module):
-    """Attention over all pixels; queries, keys and values have unit magnitude (EDM2)."""
+    """Attention over all pixels; queries and keys have unit magnitude, on rung G values too."""
 
-    def __init__(self, channels: int, channels_per_head: int, balance: float) -> None:
+    def __init__(self, channels: int, shape: BlockShape) -> None:
         super().__init__()
-        self.heads = channels // channels_per_head
-        self.balance = balance
-        self.qkv = MPConv(channels, 3 * channels, kernel=1)
-        self.proj = MPConv(channels, channels, kernel=1)
+        self.heads, self.shape = channels // shape.channels_per_head, shape
+        self.norm = shape.inner_norm(channels)
+        self.qkv = shape.conv(channels, 3 * channels, 1)
+        self.proj = shape.conv(channels, channels, 1, zero=True)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> same
         B, C, H, W = x.shape
-        y = self.qkv(x).reshape(B, self.heads, C // self.heads, 3, H * W)
-        q, k, v = normalize(y, dim=2).unbind(3)  # [B, heads, C/heads, HW] each
-        if x.device.type == "cuda":
-            y = F.scaled_dot_product_attention(q.mT, k.mT, v.mT).mT
-        else:  # written out: the fused kernel's backward pass is slow on a CPU
-            weights = (q.mT @ k / math.sqrt(q.shape[2])).softmax(dim=3)
-            y = v @ weights.mT
-        return mp_sum(x, self.proj(y.reshape(B, C, H, W)), self.balance)
+        y = self.qkv(self.norm(x)).reshape(B, self.heads, C // self.heads, 3, H * W)
+        if self.shape.rung.fixed:
+            q, k, v = normalize(y, dim=2).unbind(3)  # [B, heads, C/heads, HW] each
+        else:
+            q, k, v = y.unbind(3)
+            q, k = normalize(q, dim=2), normalize(k, dim=2)
+        y = self.proj(attend(q, k, v).reshape(B, C, H, W))
+        return self.shape.join(x, y, self.shape.attn_balance)
 
 
 class Block(nn.Module):
@@ -56,53 +112,52 @@ class Block(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        emb_channels: int,
+        shape: BlockShape,
         *,
         decoder: bool = False,  # where the skip convolution sits, and whether x is normalised
         resample: str = "keep",  # "keep", "down" or "up"
         attention: bool = False,
-        channels_per_head: int = 64,
-        dropout: float = 0.0,
-        res_balance: float = 0.3,
-        attn_balance: float = 0.3,
-        clip_act: float = 256.0,
     ) -> None:
         super().__init__()
-        self.decoder, self.resample = decoder, resample
-        self.dropout, self.res_balance, self.clip_act = dropout, res_balance, clip_act
-        self.emb_gain = nn.Parameter(torch.zeros([]))
-        self.conv_res0 = MPConv(in_channels if decoder else out_channels, out_channels, kernel=3)
-        self.emb_linear = MPConv(emb_channels, out_channels)
-        self.conv_res1 = MPConv(out_channels, out_channels, kernel=3)
+        self.decoder, self.resample, self.shape = decoder, resample, shape
+        self.act = shape.act()
+        width = in_channels if decoder else out_channels
+        self.emb_gain = nn.Parameter(torch.zeros([])) if shape.rung.learned else None
+        self.norm0 = shape.inner_norm(width)
+        self.conv_res0 = shape.conv(width, out_channels, 3)
+        self.emb_linear = shape.conv(shape.emb_channels, out_channels, None)
+        self.norm1 = shape.inner_norm(out_channels)
+        self.conv_res1 = shape.conv(out_channels, out_channels, 3, zero=True)
         self.conv_skip = (
-            MPConv(in_channels, out_channels, kernel=1) if in_channels != out_channels else None
+            shape.conv(in_channels, out_channels, 1) if in_channels != out_channels else None
         )
-        self.attention = (
-            SelfAttention(out_channels, channels_per_head, attn_balance) if attention else None
-        )
+        self.attention = SelfAttention(out_channels, shape) if attention else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """`x` [B, C_in, H, W] and `emb` [B, E] -> [B, C_out, H', W']."""
+        shape = self.shape
         if self.resample == "down":
-            x = downsample(x)
+            x = downsample(x, shape.resample_filter)
         elif self.resample == "up":
-            x = upsample(x)
+            x = upsample(x, shape.resample_filter)
         if not self.decoder:
             if self.conv_skip is not None:
                 x = self.conv_skip(x)
-            x = normalize(x, dim=1)
-        y = self.conv_res0(mp_silu(x))
-        scale = self.emb_linear(emb, gain=self.emb_gain) + 1
-        y = mp_silu(y * scale[:, :, None, None].to(y.dtype))
-        if self.training and self.dropout:
-            y = F.dropout(y, self.dropout)
+            if shape.rung.norm == "pixel":
+                x = normalize(x, dim=1)
+        y = self.conv_res0(self.act(self.norm0(x)))
+        gain = 1.0 if self.emb_gain is None else self.emb_gain
+        scale = self.emb_linear(emb, gain=gain) + 1
+        y = self.act(self.norm1(y) * scale[:, :, None, None].to(y.dtype))
+        if self.training and shape.dropout:
+            y = F.dropout(y, shape.dropout)
         y = self.conv_res1(y)
         if self.decoder and self.conv_skip is not None:
             x = self.conv_skip(x)
-        x = mp_sum(x, y, self.res_balance)
+        x = shape.join(x, y, shape.res_balance)
         if self.attention is not None:
             x = self.attention(x)
-        return x.clamp(-self.clip_act, self.clip_act)
+        return x.clamp(-shape.clip_act, shape.clip_act)
 
 
 class UNet(nn.Module):
@@ -116,6 +171,8 @@ class UNet(nn.Module):
         num_classes: int,  # 0: unconditional
         channels: int = 192,  # width of the first level
         channel_mult: Sequence[int] = (1, 2, 3, 4),  # width of each level in multiples of it
+        channel_mult_noise: int | None = None,  # noise features in multiples of it; None: level 0's
+        channel_mult_emb: int | None = None,  # embedding in multiples of it; None: the widest level
         num_blocks: int = 3,  # residual blocks per level
         attn_resolutions: Sequence[int] = (16, 8),  # where blocks attend
         channels_per_head: int = 64,
@@ -125,42 +182,47 @@ class UNet(nn.Module):
         label_balance: float = 0.5,
         concat_balance: float = 0.5,
         clip_act: float = 256.0,
+        resample_filter: Sequence[float] = (1, 1),
+        ladder: str = "G",
+        normalisation: str | None = None,  # None: the rung's; "pixel", "group", "batch", "none"
+        activation_name: str = "silu",
+        skips: bool = True,  # whether the decoder sees the encoder's outputs
     ) -> None:
         """
         Raises:
             UsageError: the resolution cannot be halved often enough, or a width has no whole heads.
         """
         super().__init__()
-        _check_shapes(
+        check_shapes(
             resolution, channels, channel_mult, num_blocks, attn_resolutions, channels_per_head
         )
-        self.num_classes = num_classes
+        self.num_classes, self.skips = num_classes, skips
         self.label_balance, self.concat_balance = label_balance, concat_balance
-        widths = [channels * mult for mult in channel_mult]
-        emb = max(widths)
-        self.emb_fourier = MPFourier(widths[0])
-        self.emb_noise = MPConv(widths[0], emb)
-        self.emb_label = MPConv(num_classes, emb) if num_classes else None
-
-        block = partial(
-            Block,
+        noise = channels * (channel_mult_noise or channel_mult[0])
+        emb = channels * (channel_mult_emb or max(channel_mult))
+        self.shape = shape = BlockShape(
+            rung=_rung(ladder, normalisation),
             emb_channels=emb,
             channels_per_head=channels_per_head,
             dropout=dropout,
             res_balance=res_balance,
             attn_balance=attn_balance,
             clip_act=clip_act,
+            activation=activation_name,
+            resample_filter=tuple(resample_filter),
         )
-        sides = [resolution >> level for level in range(len(widths))]
-        levels = [
-            (f"{side}x{side}", width, side in attn_resolutions)
-            for side, width in zip(sides, widths, strict=True)
-        ]
+        self.act = shape.act()
+        self.emb_fourier = MPFourier(noise)
+        self.emb_noise = shape.conv(noise, emb, None)
+        self.emb_label = shape.conv(num_classes, emb, None) if num_classes else None
+        block = partial(Block, shape=shape)
+        levels = levels_of(resolution, channels, channel_mult, attn_resolutions)
         # one channel of ones stands in for biases
-        self.enc, skips = _encoder(levels, channels_in + 1, num_blocks, block)
-        self.dec = _decoder(levels, skips, num_blocks, block)
-        self.out_conv = MPConv(widths[0], channels_in, kernel=3)
-        self.out_gain = nn.Parameter(torch.zeros([]))
+        self.enc, widths = encoder(levels, channels_in + 1, num_blocks, shape.conv, block)
+        self.dec = decoder(levels, widths if skips else [0] * len(widths), num_blocks, block)
+        self.out_norm = shape.inner_norm(levels[0][1])
+        self.out_conv = shape.conv(levels[0][1], channels_in, 3, zero=True)
+        self.out_gain = nn.Parameter(torch.zeros([])) if shape.rung.learned else None
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Predict from scaled noisy images.
@@ -177,11 +239,18 @@ class UNet(nn.Module):
             x = module(x, emb) if isinstance(module, Block) else module(x)
             skips.append(x)
         for name, module in self.dec.items():
-            if "block" in name:
-                x = mp_cat(x, skips.pop(), self.concat_balance)
+            if "block" in name and self.skips:
+                x = self._cat(x, skips.pop())
             x = module(x, emb)
-        y: Tensor = self.out_conv(x, gain=self.out_gain)
+        if self.shape.rung.norm in ("group", "batch"):
+            x = self.act(self.out_norm(x))
+        y: Tensor = self.out_conv(x, gain=1.0 if self.out_gain is None else self.out_gain)
         return y
+
+    def _cat(self, x: Tensor, skip: Tensor) -> Tensor:
+        if self.shape.rung.fixed:
+            return mp_cat(x, skip, self.concat_balance)
+        return torch.cat([x, skip], dim=1)
 
     def _embedding(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         emb: Tensor = self.emb_noise(self.emb_fourier(c_noise))  # [B, E]
@@ -193,47 +262,13 @@ class UNet(nn.Module):
             else:
                 rows = labels.to(emb.dtype)
             # sqrt(num_classes) gives one-hot rows unit magnitude
-            label = self.emb_label(rows * math.sqrt(self.num_classes))
-            emb = mp_sum(emb, label.expand_as(emb), self.label_balance)
-        return mp_silu(emb)
+            label = self.emb_label(rows * math.sqrt(self.num_classes)).expand_as(emb)
+            emb = self.shape.join(emb, label, self.label_balance)
+        return self.act(emb)
 
 
-def _encoder(
-    levels: Sequence[_Level], channels_in: int, num_blocks: int, block: Callable[..., Block]
-) -> tuple[nn.ModuleDict, list[int]]:
-    """The way down, and the width of each output, which the decoder takes in."""
-    enc, skips = nn.ModuleDict(), []
-    c = channels_in
-    for level, (name, width, attends) in enumerate(levels):
-        if level == 0:
-            enc[f"{name}_conv"] = MPConv(c, width, kernel=3)
-            c = width
-        else:
-            enc[f"{name}_down"] = block(c, c, resample="down")
-        skips.append(c)
-        for i in range(num_blocks):
-            enc[f"{name}_block{i}"] = block(c, width, attention=attends)
-            c = width
-            skips.append(c)
-    return enc, skips
-
-
-def _decoder(
-    levels: Sequence[_Level], skips: Sequence[int], num_blocks: int, block: Callable[..., Block]
-) -> nn.ModuleDict:
-    """The way up; each block takes in one output of the encoder, the last one first."""
-    dec, left = nn.ModuleDict(), list(skips)
-    c = left[-1]
-    for name, width, attends in reversed(levels):
-        if not dec:
-            dec[f"{name}_in0"] = block(c, c, decoder=True, attention=True)
-            dec[f"{name}_in1"] = block(c, c, decoder=True)
-        else:
-            dec[f"{name}_up"] = block(c, c, decoder=True, resample="up")
-        for i in range(num_blocks + 1):
-            dec[f"{name}_block{i}"] = block(c + left.pop(), width, decoder=True, attention=attends)
-            c = width
-    return dec
+def _rung(name: str, norm: str | None) -> Rung:
+    return RUNGS[name] if norm is None else replace(RUNGS[name], norm=norm)
 
 
 class Uncertainty(nn.Module):
@@ -247,40 +282,3 @@ class Uncertainty(nn.Module):
     def forward(self, c_noise: Tensor) -> Tensor:  # [B] -> [B]
         u: Tensor = self.linear(self.fourier(c_noise))
         return u[:, 0]
-
-
-def _check_shapes(
-    resolution: int,
-    channels: int,
-    channel_mult: Sequence[int],
-    num_blocks: int,
-    attn_resolutions: Sequence[int],
-    channels_per_head: int,
-) -> None:
-    halvings = len(channel_mult) - 1
-    if resolution % 2**halvings or resolution < 2**halvings:
-        fitting = max(2**halvings, resolution - resolution % 2**halvings)
-        raise UsageError(
-            f"A network of {len(channel_mult)} levels halves the image {halvings} times, and "
-            f"{resolution} pixels cannot be halved so often.",
-            expected=f"a resolution divisible by {2**halvings}",
-            remedy=f"set data.resolution={fitting}, or use fewer levels in model.channel_mult.",
-        )
-    if num_blocks < 1 or min(channel_mult) < 1:
-        raise UsageError(
-            f"model.num_blocks = {num_blocks} and model.channel_mult = {list(channel_mult)}.",
-            expected="at least one block per level and whole widths of 1 or more",
-        )
-    deepest = len(channel_mult) - 1
-    for level, mult in enumerate(channel_mult):
-        side, width = resolution >> level, channels * mult
-        if side not in attn_resolutions and level != deepest:
-            continue
-        heads = width // channels_per_head
-        if heads == 0 or width % heads:
-            raise UsageError(
-                f"Attention at {side}x{side} has {width} channels, which do not make whole heads "
-                f"of about {channels_per_head}.",
-                expected="model.channels_per_head no larger than the width and dividing it",
-                remedy=f"set model.channels_per_head={math.gcd(width, 64)}.",
-            )

@@ -5,13 +5,22 @@ Source: Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Di
 """
 
 import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 _EPS = 1e-4
-_SILU_RMS = 0.596  # root mean square of silu(x) for x ~ N(0, 1)
+_SLOPE = 0.2  # of leaky_relu below zero
+_ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    # name: the function, and the root mean square of what it makes of N(0, 1)
+    "silu": (F.silu, 0.596),  # EDM2's figure; the exact one is 0.5965
+    "relu": (F.relu, math.sqrt(0.5)),
+    "leaky_relu": (lambda x: F.leaky_relu(x, _SLOPE), math.sqrt((1 + _SLOPE**2) / 2)),
+    "elu": (F.elu, 0.8031),
+}
 
 
 def normalize(x: Tensor, dim: int | tuple[int, ...] | None = None, eps: float = _EPS) -> Tensor:
@@ -27,9 +36,18 @@ def normalize(x: Tensor, dim: int | tuple[int, ...] | None = None, eps: float = 
     return y
 
 
-def mp_silu(x: Tensor) -> Tensor:
-    """SiLU scaled to unit magnitude (EDM2, Eq. 81)."""
-    return F.silu(x) / _SILU_RMS
+def activation(name: str, *, preserve: bool) -> Callable[[Tensor], Tensor]:
+    """The activation function `name`.
+
+    Args:
+        name: "silu", "relu", "leaky_relu" (slope 0.2) or "elu".
+        preserve: scale it to unit magnitude for normal inputs (EDM2, Eq. 81).
+    """
+    function, rms = _ACTIVATIONS[name]
+    return (lambda x: function(x) / rms) if preserve else function
+
+
+mp_silu = activation("silu", preserve=True)
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
@@ -46,14 +64,41 @@ def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
     )
 
 
-def downsample(x: Tensor) -> Tensor:
-    """Halve the resolution by the mean of 2x2 pixels."""
-    return F.avg_pool2d(x, 2)
+def downsample(x: Tensor, taps: Sequence[float] = (1, 1)) -> Tensor:
+    """Halve the resolution with a separable filter of even length; [1, 1] is the 2x2 mean."""
+    if tuple(taps) == (1, 1):
+        return F.avg_pool2d(x, 2)
+    kernel, padding = _filter(x, taps)
+    return F.conv2d(x, kernel, stride=2, padding=padding, groups=x.shape[1])
 
 
-def upsample(x: Tensor) -> Tensor:
-    """Double the resolution by repeating pixels."""
-    return F.interpolate(x, scale_factor=2, mode="nearest")
+def upsample(x: Tensor, taps: Sequence[float] = (1, 1)) -> Tensor:
+    """Double the resolution with a separable filter of even length; [1, 1] repeats pixels."""
+    if tuple(taps) == (1, 1):
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+    kernel, padding = _filter(x, taps)
+    return F.conv_transpose2d(x, 4 * kernel, stride=2, padding=padding, groups=x.shape[1])
+
+
+def _filter(x: Tensor, taps: Sequence[float]) -> tuple[Tensor, int]:
+    """The filter as a depthwise kernel [C, 1, n, n] that sums to 1, and its padding."""
+    kernel = _kernel(tuple(taps), x.device, x.dtype)
+    return kernel.expand(x.shape[1], 1, -1, -1), (len(taps) - 1) // 2
+
+
+@lru_cache
+def _kernel(taps: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    line = torch.tensor(taps, dtype=torch.float64)
+    return (torch.outer(line, line) / line.sum() ** 2).to(device, dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q'k / sqrt(c)) v for [B, heads, c, pixels] each -> the same shape."""
+    if q.device.type == "cuda":
+        return F.scaled_dot_product_attention(q.mT, k.mT, v.mT).mT
+    # written out: the fused kernel's backward pass is slow on a CPU
+    weights = (q.mT @ k / math.sqrt(q.shape[2])).softmax(dim=3)
+    return v @ weights.mT
 
 
 class MPFourier(nn.Module):
@@ -79,24 +124,24 @@ class MPConv(nn.Module):
     (EDM2, Eqs. 47 and 66).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int | None = None) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int | None = None, *, forced: bool = True
+    ) -> None:
         """
         Args:
             in_channels: width of the input.
             out_channels: width of the output.
             kernel: side of the convolution kernel, odd; None for a linear layer.
+            forced: whether the stored weight is kept at unit magnitude too.
         """
         super().__init__()
         shape = () if kernel is None else (kernel, kernel)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *shape))
-        self.fan_in = self.weight[0].numel()
+        self.fan_in, self.forced = self.weight[0].numel(), forced
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         w = normalize(self.weight.float()) * (gain / math.sqrt(self.fan_in))
-        w = w.to(x.dtype)
-        if w.ndim == 2:
-            return x @ w.t()
-        return F.conv2d(x, w, padding=w.shape[-1] // 2)
+        return _apply(w.to(x.dtype), x)
 
     @torch.no_grad()
     def force_unit_weight(self, where: Tensor | None = None) -> None:
@@ -104,5 +149,79 @@ class MPConv(nn.Module):
 
         The decision is taken on the weight's device, so a training step need not wait for it.
         """
-        unit = normalize(self.weight)
-        self.weight.copy_(unit if where is None else torch.where(where, unit, self.weight))
+        if self.forced:
+            unit = normalize(self.weight)
+            self.weight.copy_(unit if where is None else torch.where(where, unit, self.weight))
+
+
+class PlainConv(nn.Module):
+    """Linear layer or "same" convolution without bias that uses its weight as it is."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int | None = None, *, zero: bool = False
+    ) -> None:
+        """
+        Args:
+            in_channels: width of the input.
+            out_channels: width of the output.
+            kernel: side of the convolution kernel, odd; None for a linear layer.
+            zero: start from zero, not from U(-1, 1) / sqrt(fan_in).
+        """
+        super().__init__()
+        shape = () if kernel is None else (kernel, kernel)
+        weight = torch.zeros(out_channels, in_channels, *shape)
+        if not zero:
+            nn.init.uniform_(weight, -1, 1).div_(math.sqrt(weight[0].numel()))
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+        return _apply((self.weight * gain).to(x.dtype), x)
+
+
+def _apply(w: Tensor, x: Tensor) -> Tensor:
+    if w.ndim == 2:
+        return x @ w.t()
+    return F.conv2d(x, w, padding=w.shape[-1] // 2)
+
+
+class PixelNorm(nn.Module):
+    """Unit root mean square over the channels of each pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> same
+        return normalize(x, dim=1)
+
+
+def norm_layer(kind: str, channels: int, *, affine: bool = True) -> nn.Module:
+    """A normalisation of [B, C, H, W]: "group" (at most 32 groups of 4 or more), "batch", "pixel"
+    or "none"."""
+    if kind == "group":
+        most = min(32, max(channels // 4, 1))
+        groups = max(g for g in range(1, most + 1) if channels % g == 0)
+        return nn.GroupNorm(groups, channels, eps=1e-5, affine=affine)
+    if kind == "batch":
+        return nn.BatchNorm2d(channels, affine=affine)
+    return PixelNorm() if kind == "pixel" else nn.Identity()
+
+
+def zeroed(module: nn.Conv2d) -> nn.Conv2d:
+    """The same convolution, giving out zero until it learns: a residual branch starts silent."""
+    nn.init.zeros_(module.weight)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+    return module
+
+
+def reinitialise_(network: nn.Module, kind: str) -> None:
+    """Draw every weight anew from a normal distribution; those that start at zero stay there.
+
+    Args:
+        network: weights with two or more dimensions are drawn, biases and norms are left alone.
+        kind: "xavier" has variance 2 / (fan_in + fan_out) (Glorot & Bengio 2010), "he" 2 / fan_in
+            (He et al. 2015), "unit" 1 / fan_in.
+    """
+    for weight in network.parameters():
+        if weight.ndim < 2 or not weight.detach().any():
+            continue
+        fan_in, fan_out = weight[0].numel(), weight.numel() // weight.shape[1]
+        variance = {"xavier": 2 / (fan_in + fan_out), "he": 2 / fan_in, "unit": 1 / fan_in}[kind]
+        nn.init.normal_(weight, std=math.sqrt(variance))

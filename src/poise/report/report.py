@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.artifacts import RunDir, write_bytes
-from poise.config import Config, documented, from_toml
+from poise.config import documented, from_toml
 from poise.errors import PoiseError
 from poise.report import curves, metrics, page, verdict
 from poise.report.data import data
@@ -16,6 +16,7 @@ from poise.report.folder import Row, RunFiles, items, read_run, section
 from poise.report.page import Html
 from poise.report.pictures import embed
 from poise.report.words import count, is_number, number, plain, plural, seconds, sentence
+from poise.settings import Config
 
 _LARGE, _SMALL = 700_000, 150_000  # bytes of one picture: the page must stay easy to send
 _GRIDS = 6

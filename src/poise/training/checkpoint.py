@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from poise.artifacts import DataFacts, load_tensors, save_tensors
-from poise.config import Config, to_toml
+from poise.config import to_toml
 from poise.errors import ArtifactError
+from poise.settings import Config
 from poise.training.ema import profile_name
 from poise.training.loop import TrainState, weights_of
 
@@ -76,15 +77,27 @@ def load_checkpoint(path: Path, state: TrainState) -> tuple[dict[str, Tensor], d
     return parts.get("extra", {}), meta
 
 
-def save_snapshot(path: Path, state: TrainState, config: Config, facts: DataFacts) -> None:
-    """Raw and averaged weights with all that sampling needs on another machine."""
+def save_snapshot(
+    path: Path, state: TrainState, config: Config, facts: DataFacts, best: str | None = None
+) -> None:
+    """Raw and averaged weights with all that sampling needs on another machine.
+
+    Args:
+        path: written atomically.
+        state: the training state.
+        config: the resolved settings.
+        facts: what the model knows of its data.
+        best: the weights to sample with unless others are asked for; None: the widest average.
+    """
     tensors = {f"raw/{k}": v for k, v in state.denoiser.state_dict().items()}
     for name, weights in _profiles(state).items():  # buffers are fixed: they stand under raw/ alone
         tensors.update({f"{name}/{k}": v for k, v in weights.items()})
+    names = ["raw", *_profiles(state)]
+    names.sort(key=lambda name: name == best)  # the best comes last
     meta = {
         "kind": "snapshot",
         "images_seen": state.images_seen,
-        "weights": ["raw", *_profiles(state)],
+        "weights": names,
         "config": to_toml(config),
         "facts": facts.to_json(),
         "preprocessing": "centre crop to a square, antialiased resize, x / 127.5 - 1",

@@ -4,20 +4,23 @@ It knows no files, no validation, no terminal: whoever consumes the records logs
 No step waits for the device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from poise.config import Config, TrainingConfig
 from poise.data.batches import Batch, to_unit
 from poise.diffusion.denoiser import Denoiser
-from poise.diffusion.loss import denoising_loss
-from poise.diffusion.noise import Noised, corrupt, log_normal
+from poise.diffusion.loss import Loss, Weighting, denoising_loss
+from poise.diffusion.noise import Noised, corrupt, draw_levels
 from poise.runtime import generator_at, seed_at
+from poise.settings import Config, DiffusionConfig, TrainingConfig
 from poise.training.ema import PowerEMA
 from poise.training.schedules import learning_rate
+
+LossFunction = Callable[[Denoiser, Noised, Tensor | None, Weighting], Loss]
 
 
 @dataclass
@@ -29,6 +32,7 @@ class TrainState:
     ema: PowerEMA
     images_seen: int = 0
     step: int = 0
+    loss: LossFunction | None = None  # a compiled `denoising_loss`; None: the eager one
 
     @classmethod
     def fresh(cls, denoiser: Denoiser, settings: TrainingConfig) -> "TrainState":
@@ -65,6 +69,11 @@ def weights_of(denoiser: Denoiser) -> dict[str, Tensor]:
     return dict(denoiser.named_parameters())
 
 
+def weighting_of(settings: DiffusionConfig) -> Weighting:
+    """How errors are weighted, as the settings say."""
+    return Weighting(settings.weighting, settings.min_snr_gamma, settings.p2_gamma, settings.p2_k)
+
+
 def steps(
     state: TrainState,
     stream: Iterator[Batch],
@@ -95,9 +104,9 @@ def update(state: TrainState, batch: Batch, config: Config, *, measure: bool = F
     """
     settings = config.training
     device = next(state.denoiser.parameters()).device
-    noised = _noised(batch, config, state.images_seen, device)
-    labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
-    loss, error = _accumulate(state, noised, labels, settings.micro_batch or len(batch.images))
+    noised, labels = noised_batch(state, batch, config, device)
+    statistics = _running_statistics(state.denoiser)
+    loss, error = _accumulate(state, noised, labels, config)
 
     weights = list(weights_of(state.denoiser).values())
     grads = [w.grad for w in weights if w.grad is not None]
@@ -106,12 +115,14 @@ def update(state: TrainState, batch: Batch, config: Config, *, measure: bool = F
     before = [w.detach().clone() for w in weights] if measure else None
 
     lr = learning_rate(settings, state.images_seen)
-    _apply(state.optimizer, lr, applied)
+    apply_gradients(state.optimizer, lr, applied)
     ratio = _update_ratio(before, weights) if before is not None else None
     state.step += 1
     state.images_seen += len(batch.images)
-    state.ema.update(state.images_seen, len(batch.images), applied)
+    state.ema.update(state.images_seen, len(batch.images))
     state.denoiser.normalize_weights_(where=applied)
+    for buffer, old in statistics:
+        buffer.copy_(torch.where(applied, buffer, old))
     return StepRecord(
         images_seen=state.images_seen,
         step=state.step,
@@ -134,31 +145,61 @@ def _cut(batch: Batch, count: int) -> Batch:
     return Batch(batch.images[:count], labels, batch.indices[:count])
 
 
-def _noised(batch: Batch, config: Config, images_seen: int, device: torch.device) -> Noised:
-    """The batch with noise that depends on the seed and on `images_seen` alone."""
+def noised_batch(
+    state: TrainState, batch: Batch, config: Config, device: torch.device
+) -> tuple[Noised, Tensor | None]:
+    """The batch with noise, and its labels; both depend on the seed and `images_seen` alone."""
     clean = to_unit(batch.images.to(device, non_blocking=True))
     clean = clean.contiguous(memory_format=torch.channels_last)
-    generator = generator_at(config.seed, images_seen, "noise", device)
+    generator = generator_at(config.seed, state.images_seen, "noise", device)
     settings = config.diffusion
-    sigma = log_normal(len(clean), settings.P_mean, settings.P_std, generator)
+    sigma = draw_levels(
+        settings.noise,
+        state.denoiser.formulation,
+        len(clean),
+        settings.P_mean,
+        settings.P_std,
+        generator,
+    )
+    noised = corrupt(clean, sigma, generator)
     if config.model.dropout:
-        torch.manual_seed(seed_at(config.seed, images_seen, "dropout"))
-    return corrupt(clean, sigma, generator)
+        torch.manual_seed(seed_at(config.seed, state.images_seen, "dropout"))
+    if batch.labels is None:
+        return noised, None
+    labels = batch.labels.to(device, non_blocking=True)
+    if config.training.label_dropout:
+        generator = generator_at(config.seed, state.images_seen, "labels", device)
+        kept = torch.rand(len(labels), generator=generator, device=device)
+        rows = F.one_hot(labels, state.denoiser.num_classes).float()
+        labels = rows * (kept >= config.training.label_dropout).float()[:, None]
+    return noised, labels
+
+
+@torch.no_grad()
+def _running_statistics(denoiser: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """What a forward pass of batch norm changes, each with a copy."""
+    norms = [m for m in denoiser.modules() if isinstance(m, nn.BatchNorm2d)]
+    kept = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
+    return [(b, b.clone()) for b in kept]
 
 
 def _accumulate(
-    state: TrainState, noised: Noised, labels: Tensor | None, micro: int
+    state: TrainState, noised: Noised, labels: Tensor | None, config: Config
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the mean loss over the batch, `micro` images at a time; loss and error [B]."""
+    """Gradients of the mean loss over the batch, a micro-batch at a time; loss and error [B]."""
     state.denoiser.train()
     state.optimizer.zero_grad(set_to_none=True)
+    weighting = weighting_of(config.diffusion)
     total = len(noised.clean)
     pixels = noised.clean[0].numel()
     losses, errors = [], []
+    loss_of = state.loss or denoising_loss
+    micro = config.training.micro_batch or total
     for i in range(0, total, micro):
         part = slice(i, i + micro)
         piece = Noised(noised.clean[part], noised.sigma[part], noised.x[part])
-        result = denoising_loss(state.denoiser, piece, None if labels is None else labels[part])
+        rows = None if labels is None else labels[part]
+        result = loss_of(state.denoiser, piece, rows, weighting)
         # summed over pixels as in EDM2, so that Adam's epsilon means the same
         (result.weighted.sum() * (pixels / total)).backward()  # type: ignore[no-untyped-call]
         losses.append(result.weighted.detach())
@@ -166,7 +207,7 @@ def _accumulate(
     return torch.cat(losses), torch.cat(errors)
 
 
-def _apply(optimizer: torch.optim.Adam, lr: float, applied: Tensor) -> None:
+def apply_gradients(optimizer: torch.optim.Adam, lr: float, applied: Tensor) -> None:
     """Step, or leave everything as it is where `applied` is false, decided on the device.
 
     The fused kernel takes the flag as a gradient scaler passes it: `found_inf`.

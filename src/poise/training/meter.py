@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from poise.config import DiffusionConfig
+from poise.settings import DiffusionConfig
 from poise.training.loop import StepRecord
 
 _BANDS = 8

@@ -2,7 +2,7 @@
 
 import math
 
-from poise.config import TrainingConfig
+from poise.settings import TrainingConfig
 
 
 def learning_rate(settings: TrainingConfig, images_seen: int) -> float:

@@ -1,0 +1,84 @@
+"""What users write, `10m`, `2M`, `0,3`, as what Poise works with."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from poise.config import parse_overrides
+from poise.errors import UsageError, nearest
+
+_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def free_run_folder(source: str) -> Path:
+    """`runs/digits-001`: the first number that is not taken."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source).stem).strip("-") or "run"
+    number = 1
+    while (folder := Path("runs") / f"{stem}-{number:03d}").exists():
+        number += 1
+    return folder
+
+
+def parse_count(value: str | int) -> int:
+    """`2M` as 2,000,000; suffixes k, M, G.
+
+    Raises:
+        UsageError: not a positive whole number.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgKMG]?)\s*", str(value))
+    count = float(match[1]) * _COUNTS[match[2].lower()] if match else 0.0
+    if count < 1 or count != int(count):
+        raise UsageError(
+            f"{value!r} is no number of images.", expected="such as 500000, 500k or 2M"
+        )
+    return int(count)
+
+
+def parse_duration(value: str | float) -> float:
+    """`10m` as 600 seconds; suffixes s, m, h; a bare number is seconds.
+
+    Raises:
+        UsageError: not a positive length of time.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smh]?)\s*", str(value))
+    seconds = float(match[1]) * _SECONDS[match[2] or "s"] if match else 0.0
+    if seconds <= 0:
+        raise UsageError(f"{value!r} is no length of time.", expected="such as 90s, 20m or 1.5h")
+    return seconds
+
+
+def label_indices(
+    labels: str | Sequence[int | str], names: Sequence[str], count: int
+) -> list[int] | None:
+    """Class indices of `count` images, the asked labels in turn; None for a model without classes.
+
+    Raises:
+        UsageError: a class that the model does not know.
+    """
+    if labels == "all":
+        return [i % len(names) for i in range(count)] if names else None
+    if not names:
+        raise UsageError("This model has no classes.", remedy="Leave --labels away.")
+    parts = labels.split(",") if isinstance(labels, str) else list(labels)
+    asked = [_label_index(part, names) for part in parts]
+    return [asked[i % len(asked)] for i in range(count)]
+
+
+def _label_index(label: int | str, names: Sequence[str]) -> int:
+    text = str(label).strip()
+    if isinstance(label, str) and text in names:
+        return list(names).index(text)
+    if text.isdigit() and int(text) < len(names):
+        return int(text)
+    raise UsageError(
+        f"There is no class {text!r}. {nearest(text, names)}".rstrip(),
+        expected=f"an index below {len(names)} or one of: " + ", ".join(names[:20]),
+    )
+
+
+def settings_from_pairs(pairs: Sequence[str], seed: int | None) -> dict[str, Any]:
+    """`--set` texts and `--seed` as overrides."""
+    overrides = parse_overrides(pairs)
+    return overrides if seed is None else {**overrides, "seed": seed}

@@ -1,0 +1,279 @@
+"""What to sample with, chosen by a metric on the validation split, and kept with the run.
+
+Candidates are compared on the same seeds and labels. The winner is then confirmed against what it
+would replace on fresh ones: the best of many is partly luck.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from poise.artifacts import RunDir
+from poise.averaging import as_snapshot, good_widths, reconstruct_many
+from poise.console import Screen, duration
+from poise.data.batches import to_unit
+from poise.diffusion.proposal import Proposal, propose
+from poise.errors import DataError, UsageError, nearest
+from poise.evaluation.denoising import denoising_error, noise_levels
+from poise.evaluation.evaluate import FEWEST, compare
+from poise.evaluation.features import build_features, extract
+from poise.journal import Prepared
+from poise.runtime import seed_at
+from poise.sampling import Guidance, Model, Weights, assemble, chosen_model, draw, write_choice
+from poise.scoring import labels_like
+from poise.training.ema import profile_name
+
+_LOWER = {"frechet_distance", "kernel_distance"}
+METRICS = (*sorted(_LOWER), "precision", "recall", "density", "coverage")
+_STRENGTHS = (2.0, 1.5, 2.5, 3.0)  # the first is tried with every guide
+_INTERVALS = ((0.0, float("inf")), (0.0, 5.0), (0.2, 5.0))  # noise levels, as a share of 0.5
+_SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the training, where a guide is looked for
+_WIDTHS = 6  # averages tried by a sweep
+_PROBE = 512  # images whose error proposes the noise distribution
+
+
+@dataclass
+class Judge:
+    """The metrics of a model's samples against the validation split, all on the same questions."""
+
+    job: Prepared
+    metric: str
+    count: int
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    reference: NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise UsageError(
+                f"There is no metric {self.metric!r}. {nearest(self.metric, METRICS)}".rstrip(),
+                expected="one of " + ", ".join(METRICS),
+            )
+        members = self.job.splits.val
+        if min(self.count, len(members)) < FEWEST:
+            raise DataError(
+                f"{self.count} samples against {len(members)} validation images.",
+                expected=f"{FEWEST} or more of both",
+            )
+        settings = self.job.config.evaluation
+        self.extractor = build_features(settings.features, self.job.facts.resolution)
+        self.reference = extract(self.extractor, self.job.dataset.images[members])
+
+    def measure(self, model: Model, stream: str) -> dict[str, float]:
+        """All metrics of samples whose noise and labels follow from `stream`."""
+        seed = seed_at(self.job.config.seed, 0, stream) % 2**31
+        labels = labels_like(self.job.dataset, self.job.splits.val, self.count, seed)
+        features = extract(self.extractor, draw(model, self.count, labels, seed))
+        return compare(features, self.reference, self.job.config.evaluation.neighbours)
+
+    def try_out(self, name: str, model: Model) -> float:
+        """The metric of a candidate, which is written down; lower is better in what is returned."""
+        values = self.measure(model, "choosing")
+        self.tried.append({"candidate": name, **values})
+        return self.cost(values)
+
+    def cost(self, values: dict[str, float]) -> float:
+        """The metric turned so that lower is better."""
+        return values[self.metric] if self.metric in _LOWER else -values[self.metric]
+
+    def confirm(self, best: Model, before: Model) -> dict[str, Any]:
+        """Both on fresh seeds, and whether the best is still better."""
+        new, old = self.measure(best, "confirming"), self.measure(before, "confirming")
+        return {
+            "before": old[self.metric],
+            "after": new[self.metric],
+            "better": self.cost(new) < self.cost(old),
+        }
+
+
+def sweep_ema(job: Prepared, screen: Screen, metric: str, count: int) -> dict[str, Any]:
+    """Find the length of the average that samples best, and keep it as the run's choice.
+
+    Args:
+        job: the run with its data.
+        screen: where progress is shown.
+        metric: one of METRICS.
+        count: samples of each candidate.
+
+    Returns:
+        What was tried, the best, and the confirmation; `choices.json` holds it too.
+    """
+    judge, started = Judge(job, metric, count), time.monotonic()
+    before = replace(chosen_model(job.run), guidance=None, guide=None)
+    stds = _widths(good_widths(job.run))
+    best: tuple[float, Model] | None = None
+    with screen.bar("averages", len(stds) + 1) as bar:
+        for i, model in enumerate(_averages(job.run, stds, before)):
+            cost = judge.try_out(model.snapshot.weights, model)
+            if best is None or cost < best[0]:
+                best = cost, model
+            bar.show(i + 1, note=f"{model.snapshot.weights} {metric} {abs(cost):.4g}")
+    assert best is not None
+    confirmed = judge.confirm(best[1], before)
+    chosen = best[1] if confirmed["better"] else before
+    newest = before.snapshot.images_seen
+    choice = {
+        "name": chosen.snapshot.weights,
+        "images_seen": newest,
+        **_record(judge, confirmed, started),
+    }
+    write_choice(job.run, "weights", choice, newest)
+    return choice
+
+
+def search_guidance(job: Prepared, screen: Screen, metric: str, count: int) -> dict[str, Any]:
+    """Find a guide among the run's own earlier states, its strength, averages and interval.
+
+    One thing is varied at a time and the best kept, in the order in which they matter (Karras et
+    al. 2024a, Section 5): guide, strength, the guide's average, the model's average, interval.
+
+    Args:
+        job: the run with its data.
+        screen: where progress is shown.
+        metric: one of METRICS.
+        count: samples of each candidate.
+
+    Returns:
+        What was tried, the best, and the confirmation; `choices.json` holds it too.
+    """
+    judge, started = Judge(job, metric, count), time.monotonic()
+    before = replace(chosen_model(job.run), guidance=None, guide=None)
+    main = Weights(before.snapshot.weights, before.snapshot.images_seen)
+    unguided = judge.try_out("no guidance", before)
+    best: _State = (main, None)
+    lowest = float("inf")  # of the guided: a strength may help where the first one did not
+    with screen.bar("guidance", 14) as bar:
+        for axis in (_guides, _strengths, _guide_averages, _main_averages, _intervals):
+            for candidate in list(axis(job, best)):
+                cost = judge.try_out(_words(*candidate), assemble(job.run, *candidate))
+                if cost < lowest:
+                    lowest, best = cost, candidate
+                bar.show(len(judge.tried) - 1, note=f"{metric} {abs(min(lowest, unguided)):.4g}")
+    if lowest >= unguided:
+        best = (main, None)
+    found = assemble(job.run, *best)
+    confirmed = judge.confirm(found, before)
+    record = _record(judge, confirmed, started)
+    if best[1] is None or not confirmed["better"]:
+        return {"strength": 1.0, **record}
+    newest = before.snapshot.images_seen
+    if best[0] != main:
+        weights = {"name": best[0].name, "images_seen": best[0].images_seen}
+        write_choice(job.run, "weights", {**weights, "metric": metric, "with": "guidance"}, newest)
+    choice = {**best[1].to_json(), **record}
+    write_choice(job.run, "guidance", choice, newest)
+    return choice
+
+
+def propose_noise(job: Prepared) -> Proposal:
+    """P_mean and P_std for the next training on this data, from this run's error by noise level.
+
+    Raises:
+        UsageError: the run has not learned enough for a proposal.
+    """
+    model = chosen_model(job.run)
+    members = job.splits.val[:_PROBE]
+    device = job.runtime.device
+    labels = job.dataset.labels
+    bands = denoising_error(
+        _without_gradient(model.snapshot.denoiser),
+        to_unit(torch.from_numpy(job.dataset.images[members])).to(device),
+        None if labels is None else torch.from_numpy(labels[members]).to(device),
+        noise_levels(16, 0.002, 80.0).to(device),
+        seed=job.config.seed,
+        sigma_data=job.facts.sigma_data,
+    )
+    return propose([b.sigma for b in bands], [b.loss for b in bands], job.facts.sigma_data)
+
+
+def _without_gradient(denoise: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.no_grad()(denoise)
+
+
+def _widths(ranges: Sequence[tuple[float, float]]) -> list[float]:
+    """Widths spread over the ranges that can be made well, the tracked ones among them."""
+    known = np.unique([edge for pair in ranges for edge in pair])
+    inside = [w for w in np.geomspace(0.02, 0.25, 25) if any(a <= w <= b for a, b in ranges)]
+    every = np.unique(np.round([*known, *inside], 3))
+    chosen = np.linspace(0, len(every) - 1, min(_WIDTHS, len(every))).round().astype(int)
+    return [float(every[i]) for i in np.unique(chosen)]
+
+
+def _averages(run: RunDir, stds: list[float], before: Model) -> Iterator[Model]:
+    """The raw weights, then each average; all of them from one pass over the snapshots."""
+    config = before.snapshot.config
+    yield assemble(run, Weights("raw", before.snapshot.images_seen))
+    for made in reconstruct_many(run, stds, at=before.snapshot.images_seen):
+        yield replace(before, snapshot=replace(as_snapshot(made), config=config))
+
+
+_State = tuple[Weights, Guidance | None]
+
+
+def _guides(job: Prepared, state: _State) -> Iterator[_State]:
+    main, _ = state
+    times = [int(path.stem) for path in job.run.snapshot_files() if path.stem.isdigit()]
+    earlier = [t for t in times if t < main.images_seen]
+    wanted = {min(earlier, key=lambda t: abs(t - s * main.images_seen)) for s in _SHARES if earlier}
+    for time_seen in sorted(wanted):
+        yield main, Guidance(_STRENGTHS[0], Weights(main.name, time_seen))
+    if job.facts.label_names and job.config.training.label_dropout:
+        yield main, Guidance(_STRENGTHS[0], None)
+
+
+def _strengths(job: Prepared, state: _State) -> Iterator[_State]:
+    main, guidance = state
+    if guidance is not None:
+        for strength in _STRENGTHS[1:]:
+            yield main, replace(guidance, strength=strength)
+
+
+def _guide_averages(job: Prepared, state: _State) -> Iterator[_State]:
+    main, guidance = state
+    if guidance is not None and guidance.guide is not None:
+        for name in _tracked(job, guidance.guide.name):
+            yield main, replace(guidance, guide=replace(guidance.guide, name=name))
+
+
+def _main_averages(job: Prepared, state: _State) -> Iterator[_State]:
+    main, guidance = state
+    for name in _tracked(job, main.name) if guidance is not None else ():
+        yield replace(main, name=name), guidance
+
+
+def _intervals(job: Prepared, state: _State) -> Iterator[_State]:
+    main, guidance = state
+    scale = job.facts.sigma_data / 0.5
+    if guidance is not None:
+        for low, high in _INTERVALS[1:]:
+            yield main, replace(guidance, interval=(low * scale, high * scale))
+
+
+def _tracked(job: Prepared, but: str) -> list[str]:
+    names = [profile_name(std) for std in job.config.training.ema_stds]
+    return [name for name in names if name != but]
+
+
+def _words(main: Weights, guidance: Guidance | None) -> str:
+    if guidance is None:
+        return main.name
+    guide = guidance.guide
+    by = "no labels" if guide is None else f"{guide.name} at {guide.images_seen:,} images"
+    low, high = guidance.interval
+    where = "" if (low, high) == _INTERVALS[0] else f" in ({low:.2g}, {high:.2g}]"
+    return f"{main.name}, strength {guidance.strength:g}, guide {by}{where}"
+
+
+def _record(judge: Judge, confirmed: dict[str, Any], started: float) -> dict[str, Any]:
+    return {
+        "metric": judge.metric,
+        "samples": judge.count,
+        "features": judge.extractor.name,
+        "confirmed": confirmed,
+        "tried": judge.tried,
+        "took": duration(time.monotonic() - started),
+    }
