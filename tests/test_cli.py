@@ -13,7 +13,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from poise import api
+from poise import api, arguments
 from poise.artifacts import load_tensors, read_json
 from poise.config import documented, from_toml, preset_named, presets
 from poise.settings import Config
@@ -129,7 +129,7 @@ def test_an_interruption_before_training_ends_with_130(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "parse_count", interrupt)
+    monkeypatch.setattr(arguments, "parse_count", interrupt)
     assert tiny.call("train", "digits", "--images", "5") == 130
     assert "Interrupted" in said()[1]
 
@@ -140,7 +140,7 @@ def test_an_unexpected_fault_is_one_block_with_a_way_to_the_traceback(
     def fault(*_: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr(api, "parse_count", fault)
+    monkeypatch.setattr(arguments, "parse_count", fault)
     assert tiny.call("train", "digits", "--images", "5") == 1
     assert "RuntimeError: boom" in (err := said()[1])
     assert "POISE_DEBUG=1" in err
@@ -243,7 +243,7 @@ def test_an_unknown_class_is_refused_with_those_there_are(undisturbed: Path, sai
 
 @pytest.mark.parametrize(("label", "index"), [("cat", 1), ("0", 0), (1, 1), ("1", 2), (" dog ", 0)])
 def test_a_label_is_a_name_before_it_is_an_index(label: int | str, index: int) -> None:
-    assert api.label_indices([label], ("dog", "cat", "1"), 2) == [index, index]
+    assert arguments.label_indices([label], ("dog", "cat", "1"), 2) == [index, index]
 
 
 def test_a_snapshot_samples_far_from_its_run(undisturbed: Path, said: Said, tmp_path: Path) -> None:
@@ -289,10 +289,11 @@ def test_config_lists_every_setting_with_its_meaning(said: Said) -> None:
 
 def test_presets_are_listed_with_their_sizes(said: Said) -> None:
     assert tiny.call("presets") == 0
-    lines = said()[0].splitlines()
+    lines = said()[0].splitlines()[1:-1]
     assert [line.split()[0] for line in lines] == [preset.name for preset in presets()]
     for line, preset in zip(lines, presets(), strict=True):
-        assert f"{preset.resolutions[0]}-{preset.resolutions[1]} px" in line
+        assert f"{preset.resolutions[0]}-{preset.resolutions[1]}" in line
+        assert preset.description in line
 
 
 def test_a_dry_run_prints_the_settings_and_writes_nothing(

@@ -12,7 +12,8 @@ from poise.arguments import free_run_folder, label_indices, parse_count, parse_d
 from poise.artifacts import DataFacts, RunDir, read_json
 from poise.averaging import Reconstruction, reconstruct
 from poise.averaging import write as write_snapshot
-from poise.bench import bench, table
+from poise.bench.bench import bench
+from poise.bench.table import table
 from poise.build import load_snapshot
 from poise.choosing import propose_noise, search_guidance, sweep_ema
 from poise.config import preset_named, resolve
@@ -156,17 +157,21 @@ class Run:
             write_snapshot(made, Path(out))
         return made
 
-    def sweep_ema(self, metric: str = "frechet_distance", n: int = 500) -> dict[str, Any]:
+    def sweep_ema(
+        self, metric: str = "frechet_distance", n: int = 500, steps: int | None = None
+    ) -> dict[str, Any]:
         """Find the average that samples best by `metric`; it is used from now on."""
         prepared = pipeline.reopen(self._run_dir(), self._screen)
         self._model = None
-        return sweep_ema(prepared, self._screen, metric, n)
+        return sweep_ema(prepared, self._screen, metric, n, steps)
 
-    def guide(self, metric: str = "frechet_distance", n: int = 500) -> dict[str, Any]:
+    def guide(
+        self, metric: str = "frechet_distance", n: int = 500, steps: int | None = None
+    ) -> dict[str, Any]:
         """Find guidance by an earlier state of the run, or by no labels; it is used from now on."""
         prepared = pipeline.reopen(self._run_dir(), self._screen)
         self._model = None
-        return search_guidance(prepared, self._screen, metric, n)
+        return search_guidance(prepared, self._screen, metric, n, steps)
 
     def propose_noise(self) -> Proposal:
         """P_mean and P_std for the next training on this data."""

@@ -97,7 +97,9 @@ def fitting(preset: Preset, resolution: int) -> bool:
 
 
 def _divisor(preset: Preset) -> int:
-    """What the resolution must be divisible by, since each level halves it."""
+    """What the resolution must be divisible by: each level halves it, or patches tile it."""
+    if "dit" in preset.settings.get("model.architecture", ""):
+        return int(preset.settings["model.patch"])
     return int(2 ** (len(preset.settings["model.channel_mult"]) - 1))
 
 

@@ -26,7 +26,7 @@ from poise.journal import Prepared
 from poise.runtime import seed_at
 from poise.sampling import Guidance, Model, Weights, assemble, chosen_model, draw, write_choice
 from poise.scoring import labels_like
-from poise.training.ema import profile_name
+from poise.training.ema import profile_name, profile_std
 
 _LOWER = {"frechet_distance", "kernel_distance"}
 METRICS = (*sorted(_LOWER), "precision", "recall", "density", "coverage")
@@ -44,6 +44,7 @@ class Judge:
     job: Prepared
     metric: str
     count: int
+    steps: int | None = None  # of the sampler; None: as the run was set
     tried: list[dict[str, Any]] = field(default_factory=list)
     reference: NDArray[np.float64] = field(init=False)
 
@@ -53,11 +54,17 @@ class Judge:
                 f"There is no metric {self.metric!r}. {nearest(self.metric, METRICS)}".rstrip(),
                 expected="one of " + ", ".join(METRICS),
             )
+        if self.count < FEWEST or (self.steps is not None and self.steps < 2):
+            raise UsageError(
+                f"{self.count} samples in {self.steps or 'all'} steps decide nothing.",
+                expected=f"{FEWEST} samples or more, better hundreds, and 2 steps or more",
+            )
         members = self.job.splits.val
-        if min(self.count, len(members)) < FEWEST:
+        if len(members) < FEWEST:
             raise DataError(
-                f"{self.count} samples against {len(members)} validation images.",
-                expected=f"{FEWEST} or more of both",
+                f"{len(members)} validation images are too few to compare samples with.",
+                expected=f"{FEWEST} or more",
+                remedy="Train with more images, or with a larger share in data.split.",
             )
         settings = self.job.config.evaluation
         self.extractor = build_features(settings.features, self.job.facts.resolution)
@@ -67,7 +74,9 @@ class Judge:
         """All metrics of samples whose noise and labels follow from `stream`."""
         seed = seed_at(self.job.config.seed, 0, stream) % 2**31
         labels = labels_like(self.job.dataset, self.job.splits.val, self.count, seed)
-        features = extract(self.extractor, draw(model, self.count, labels, seed))
+        features = extract(
+            self.extractor, draw(model.with_settings(steps=self.steps), self.count, labels, seed)
+        )
         return compare(features, self.reference, self.job.config.evaluation.neighbours)
 
     def try_out(self, name: str, model: Model) -> float:
@@ -90,7 +99,9 @@ class Judge:
         }
 
 
-def sweep_ema(job: Prepared, screen: Screen, metric: str, count: int) -> dict[str, Any]:
+def sweep_ema(
+    job: Prepared, screen: Screen, metric: str, count: int, steps: int | None = None
+) -> dict[str, Any]:
     """Find the length of the average that samples best, and keep it as the run's choice.
 
     Args:
@@ -98,13 +109,14 @@ def sweep_ema(job: Prepared, screen: Screen, metric: str, count: int) -> dict[st
         screen: where progress is shown.
         metric: one of METRICS.
         count: samples of each candidate.
+        steps: of the sampler, fewer for a quicker search; None: as the run was set.
 
     Returns:
         What was tried, the best, and the confirmation; `choices.json` holds it too.
     """
-    judge, started = Judge(job, metric, count), time.monotonic()
+    judge, started = Judge(job, metric, count, steps), time.monotonic()
     before = replace(chosen_model(job.run), guidance=None, guide=None)
-    stds = _widths(good_widths(job.run))
+    stds = _widths(good_widths(job.run), job.config.training.ema_stds)
     best: tuple[float, Model] | None = None
     with screen.bar("averages", len(stds) + 1) as bar:
         for i, model in enumerate(_averages(job.run, stds, before)):
@@ -125,7 +137,9 @@ def sweep_ema(job: Prepared, screen: Screen, metric: str, count: int) -> dict[st
     return choice
 
 
-def search_guidance(job: Prepared, screen: Screen, metric: str, count: int) -> dict[str, Any]:
+def search_guidance(
+    job: Prepared, screen: Screen, metric: str, count: int, steps: int | None = None
+) -> dict[str, Any]:
     """Find a guide among the run's own earlier states, its strength, averages and interval.
 
     One thing is varied at a time and the best kept, in the order in which they matter (Karras et
@@ -136,11 +150,12 @@ def search_guidance(job: Prepared, screen: Screen, metric: str, count: int) -> d
         screen: where progress is shown.
         metric: one of METRICS.
         count: samples of each candidate.
+        steps: of the sampler, fewer for a quicker search; None: as the run was set.
 
     Returns:
         What was tried, the best, and the confirmation; `choices.json` holds it too.
     """
-    judge, started = Judge(job, metric, count), time.monotonic()
+    judge, started = Judge(job, metric, count, steps), time.monotonic()
     before = replace(chosen_model(job.run), guidance=None, guide=None)
     main = Weights(before.snapshot.weights, before.snapshot.images_seen)
     unguided = judge.try_out("no guidance", before)
@@ -194,13 +209,18 @@ def _without_gradient(denoise: Callable[..., Any]) -> Callable[..., Any]:
     return torch.no_grad()(denoise)
 
 
-def _widths(ranges: Sequence[tuple[float, float]]) -> list[float]:
-    """Widths spread over the ranges that can be made well, the tracked ones among them."""
-    known = np.unique([edge for pair in ranges for edge in pair])
-    inside = [w for w in np.geomspace(0.02, 0.25, 25) if any(a <= w <= b for a, b in ranges)]
-    every = np.unique(np.round([*known, *inside], 3))
+def _widths(ranges: Sequence[tuple[float, float]], tracked: Sequence[float]) -> list[float]:
+    """Widths spread over the ranges that can be made well, and the tracked ones."""
+    edges = [edge for pair in ranges for edge in pair]
+    inside = [w for w in np.geomspace(0.02, 0.25, 25).round(3) if _within(w, ranges)]
+    every = np.unique([*edges, *inside])
     chosen = np.linspace(0, len(every) - 1, min(_WIDTHS, len(every))).round().astype(int)
-    return [float(every[i]) for i in np.unique(chosen)]
+    kept = [std for std in tracked if _within(std, ranges)]
+    return sorted({float(every[i]) for i in chosen} | set(kept))
+
+
+def _within(std: float, ranges: Sequence[tuple[float, float]]) -> bool:
+    return any(low <= std <= high for low, high in ranges)
 
 
 def _averages(run: RunDir, stds: list[float], before: Model) -> Iterator[Model]:
@@ -219,8 +239,9 @@ def _guides(job: Prepared, state: _State) -> Iterator[_State]:
     times = [int(path.stem) for path in job.run.snapshot_files() if path.stem.isdigit()]
     earlier = [t for t in times if t < main.images_seen]
     wanted = {min(earlier, key=lambda t: abs(t - s * main.images_seen)) for s in _SHARES if earlier}
+    name = _stored(job, main.name)
     for time_seen in sorted(wanted):
-        yield main, Guidance(_STRENGTHS[0], Weights(main.name, time_seen))
+        yield main, Guidance(_STRENGTHS[0], Weights(name, time_seen))
     if job.facts.label_names and job.config.training.label_dropout:
         yield main, Guidance(_STRENGTHS[0], None)
 
@@ -251,6 +272,14 @@ def _intervals(job: Prepared, state: _State) -> Iterator[_State]:
     if guidance is not None:
         for low, high in _INTERVALS[1:]:
             yield main, replace(guidance, interval=(low * scale, high * scale))
+
+
+def _stored(job: Prepared, name: str) -> str:
+    """These weights, or the tracked average nearest in width: the only ones early states have."""
+    std, tracked = profile_std(name), job.config.training.ema_stds
+    if std is None:
+        return name
+    return profile_name(min(tracked, key=lambda other: abs(other - std)))
 
 
 def _tracked(job: Prepared, but: str) -> list[str]:

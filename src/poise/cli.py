@@ -138,6 +138,9 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 
 
 _Metric = Annotated[str, typer.Option(help="What decides, on the validation split.")]
+_Steps = Annotated[
+    int | None, typer.Option(help="Noise levels visited; fewer search faster. [default: run's]")
+]
 _Count = Annotated[int, typer.Option("-n", help="Samples of each candidate.")]
 
 
@@ -153,19 +156,24 @@ def ema(
     out: Annotated[Path | None, typer.Option(help="Write the average there as a snapshot.")] = None,
     metric: _Metric = "frechet_distance",
     n: _Count = 500,
+    steps: _Steps = None,
 ) -> None:
     """Make an average of any width after training, or find the best with `poise ema sweep RUN`."""
     from poise import api
 
     sweeping = words[0] == "sweep" and len(words) > 1
-    if len(words) != 1 + sweeping or (std is None) != sweeping:
+    if (
+        len(words) != 1 + sweeping
+        or (std is None) != sweeping
+        or (sweeping and (at is not None or out is not None))
+    ):
         raise UsageError(
-            "poise ema needs a run, and a width unless it sweeps.",
+            "poise ema needs a run, and a width unless it sweeps; a sweep takes no --at and --out.",
             expected="`poise ema RUN --std 0.08` or `poise ema sweep RUN`",
         )
     run = api.load(Path(words[-1]), quiet=False)
     if std is None:
-        typer.echo(_choice_table(run.sweep_ema(metric, n)))
+        typer.echo(_choice_table(run.sweep_ema(metric, n, steps)))
         return
     made = run.average(std, at=at, out=out)
     typer.echo(
@@ -185,11 +193,12 @@ def guide(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     metric: _Metric = "frechet_distance",
     n: _Count = 500,
+    steps: _Steps = None,
 ) -> None:
     """Find the guidance that samples best: by an earlier state of the run, or by no labels."""
     from poise import api
 
-    typer.echo(_choice_table(api.load(run, quiet=False).guide(metric, n)))
+    typer.echo(_choice_table(api.load(run, quiet=False).guide(metric, n, steps)))
 
 
 @app.command()

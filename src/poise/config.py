@@ -215,6 +215,13 @@ def _check_together(config: Config) -> None:
     ):
         if low >= high:
             raise UsageError(f"{section}.sigma_min = {low} is not below sigma_max = {high}.")
+    sampling = config.sampling
+    if sampling.churn and sampling.solver not in ("heun", "euler"):
+        raise UsageError(
+            f"sampling.churn = {sampling.churn} is for heun and euler, and sampling.solver = "
+            f"{sampling.solver!r} takes no fresh noise.",
+            expected="sampling.churn=0, or sampling.solver=heun or euler",
+        )
     for std in training.ema_stds:
         if not 0 < std < 12**-0.5:
             raise UsageError(

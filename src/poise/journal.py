@@ -199,7 +199,8 @@ class Journal:
         job = self.job
         names, started = job.facts.label_names, time.monotonic()
         labels = [i % len(names) for i in range(GRID_IMAGES)] if names else None
-        weights = list(self._weights().values())[-1]
+        named = self._weights()
+        weights = named[self._best_weights() or list(named)[-1]]
         shape = (job.facts.channels, job.facts.resolution, job.facts.resolution)
         images = generate(
             self._denoise_with(weights),

@@ -18,6 +18,7 @@ from poise.artifacts import RunDir, read_json, write_json
 from poise.averaging import averaged
 from poise.build import Snapshot, load_snapshot
 from poise.diffusion.guidance import Denoise, guided, without_labels
+from poise.diffusion.multistep import SOLVERS
 from poise.errors import ArtifactError, UsageError
 from poise.generate import generate, sampling_levels
 from poise.journal import log_event
@@ -75,6 +76,8 @@ class Model:
         config = self.snapshot.config
         if "solver" in given and given["solver"] != config.sampling.solver:
             given.setdefault("rho", None)  # each solver has its own spacing
+            if not SOLVERS[given["solver"]].churns:
+                given.setdefault("churn", 0.0)
         sampling = type(config.sampling).model_validate({**config.sampling.model_dump(), **given})
         config = config.model_copy(update={"sampling": sampling})
         return replace(self, snapshot=replace(self.snapshot, config=config))

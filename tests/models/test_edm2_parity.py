@@ -217,7 +217,8 @@ def test_five_updates_of_the_training_loop_equal_the_reference(
     state = loop.TrainState.fresh(filled_denoiser(), settings)
     for s, wanted in enumerate(REFERENCE["train_5_steps"]["steps"]):
         noised, labels = step_inputs(s)
-        monkeypatch.setattr(loop, "_noised", lambda *_, noised=noised: noised)
+        prepared = noised, labels
+        monkeypatch.setattr(loop, "noised_batch", lambda *_, prepared=prepared: prepared)
         batch = Batch(torch.zeros(SHAPE, dtype=torch.uint8), labels, torch.arange(4))
         record = loop.update(state, batch, config)
         assert record.loss.mean().item() == pytest.approx(wanted["loss_mean"], rel=1e-4)

@@ -202,11 +202,11 @@ def test_the_loss_is_one_graph() -> None:
 
 def test_one_process_may_compile_for_many_runs() -> None:
     """torch compiles one function so many times, eight unless told otherwise, and then refuses."""
-    config = configured(model__architecture="dit", model__depth=1, model__channels=8)
     held: list[TrainState] = []
     notes: list[str] = []
     with torch._dynamo.config.patch(recompile_limit=1):
-        for _ in range(3):
+        for channels in (8, 16):
+            config = configured(model__architecture="dit", model__depth=1, model__channels=channels)
             state = fresh(config, CompiledLoss(8, notes.append, backend="eager"))
             update(state, batch(0), config)
             held.append(state)

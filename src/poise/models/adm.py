@@ -140,8 +140,8 @@ class ADM(nn.Module):
             c_noise: noise code [B], fp32.
             labels: class indices [B], or one-hot rows [B, num_classes], or None.
         """
+        emb = self._embedding(c_noise, labels).to(x.dtype)  # in fp32: bf16 cannot tell levels apart
         with torch.autocast(x.device.type, dtype=x.dtype, enabled=x.dtype != torch.float32):
-            emb = self._embedding(c_noise, labels).to(x.dtype)
             skips = []
             for module in self.enc.values():
                 x = module(x, emb) if isinstance(module, Block) else module(x)
