@@ -10,10 +10,10 @@ from pathlib import Path
 
 from poise.artifacts import read_jsonl
 
-PANELS = [  # title, log, key
-    ("Weights: root mean square", "magnitudes", "weight_rms"),
-    ("Activations: root mean square, mean over blocks", "magnitudes", "activation_rms"),
-    ("Update: |change| / |weights|", "metrics", "update_ratio"),
+PANELS = [  # title, log, key, whether relative to the first value
+    ("Weights: size, relative to the first", "magnitudes", "weight_rms", True),
+    ("Activations: size, mean over blocks", "magnitudes", "activation_rms", False),
+    ("Update: |change| / |weights|", "metrics", "update_ratio", False),
 ]
 COLOURS = ["#c0392b", "#1f618d", "#117864", "#7d3c98", "#b9770e", "#515a5a", "#212f3c"]
 WIDTH, HEIGHT, LEFT, TOP, GAP = 300, 200, 62, 40, 80
@@ -27,8 +27,8 @@ def main(out: Path, runs: dict[str, Path]) -> None:
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{total}" height="{HEIGHT + 110}" fill="white"/>',
     ]
-    for i, (title, log, key) in enumerate(PANELS):
-        curves = {name: points(run, log, key) for name, run in runs.items()}
+    for i, (title, log, key, relative) in enumerate(PANELS):
+        curves = {name: points(run, log, key, relative) for name, run in runs.items()}
         parts += panel(LEFT + i * (WIDTH + GAP), title, curves)
     for i, name in enumerate(runs):
         x, y = LEFT + i * 170, TOP + HEIGHT + 56
@@ -38,18 +38,19 @@ def main(out: Path, runs: dict[str, Path]) -> None:
     out.write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
 
 
-def points(run: Path, log: str, key: str) -> list[tuple[float, float]]:
+def points(run: Path, log: str, key: str, relative: bool) -> list[tuple[float, float]]:
     """Images seen and value, where there is one."""
-    rows = read_jsonl(run / f"{log}.jsonl")
-    return [(row["images_seen"], row[key]) for row in rows if row.get(key)]
+    rows = [row for row in read_jsonl(run / f"{log}.jsonl") if row.get(key)]
+    scale = rows[0][key] if relative else 1.0
+    return [(row["images_seen"], row[key] / scale) for row in rows]
 
 
 def panel(x0: float, title: str, curves: dict[str, list[tuple[float, float]]]) -> list[str]:
     """One panel with a logarithmic value axis."""
     every = [p for curve in curves.values() for p in curve]
     right = max(x for x, _ in every)
-    low = math.floor(math.log10(min(y for _, y in every)) * 4) / 4
-    high = max(math.ceil(math.log10(max(y for _, y in every)) * 4) / 4, low + 0.25)
+    low = math.floor(math.log10(min(y for _, y in every)) * 20 - 0.01) / 20
+    high = math.ceil(math.log10(max(y for _, y in every)) * 20 + 0.01) / 20
 
     def at(x: float, y: float) -> tuple[float, float]:
         share = (math.log10(y) - low) / (high - low)

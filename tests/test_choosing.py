@@ -98,7 +98,7 @@ def test_a_search_for_guidance_writes_what_it_returns_and_scores_use_it(job: Pre
     assert next(iter(rows)) == "no guidance"
     guided = {name: cost for name, cost in rows.items() if name != "no guidance"}
     assert any("no labels" in name for name in guided)
-    assert sum("at 2" in name or "at 5" in name or "at 1," in name for name in guided) >= 3
+    assert sum(name.endswith("images") and "strength 2," in name for name in guided) >= 3
     if found["strength"] == 1:
         assert not found["confirmed"]["better"]
         assert "guidance" not in read_choices(job.run)
@@ -328,7 +328,7 @@ def test_a_sweep_looks_for_weights_without_the_guide(
 
 
 def test_an_unknown_metric_names_the_nearest(job: Prepared) -> None:
-    with pytest.raises(UsageError, match="no metric 'frechet'. Did you mean 'frechet_distance'"):
+    with pytest.raises(UsageError, match=r"no metric 'frechet'\. Did you mean 'fre"):
         Judge(job, "frechet", 20)
 
 

@@ -84,10 +84,11 @@ def test_levels_fall_to_zero_and_are_those_that_were_learned(
     levels = sampling_levels(SamplingConfig(solver=solver), formulation)
     assert bool((levels.diff() < 0).all()) and levels[-1] == 0
     assert 2 <= len(levels) <= 19
-    assert levels[0] <= min(80, formulation.sigma_max) * 1.5
-    assert levels[-2] >= formulation.sigma_min * (1 - 1e-12)
     if isinstance(formulation, DDPM):
         assert set(levels[:-1].tolist()) <= set(formulation.levels.tolist())
+        highest = torch.tensor(min(80, formulation.sigma_max), dtype=torch.float64)
+        assert levels[0] == formulation.nearest(highest)
+        assert levels[-2] == formulation.sigma_min  # above 0.002 in all of these
     else:
         rho, low = SOLVERS[solver].default_rho, max(0.002, formulation.sigma_min)
         wanted = noise_schedule(18, low, min(80.0, formulation.sigma_max), rho)
@@ -97,10 +98,20 @@ def test_levels_fall_to_zero_and_are_those_that_were_learned(
 def test_ten_diffusion_steps_give_at_most_ten_levels() -> None:
     """18 are asked for, and levels that nobody learned are no better."""
     formulation = DDPM("eps", "cosine", 10)
-    levels = sampling_levels(SamplingConfig(steps=18, solver="dpmpp_2m"), formulation)
-    assert torch.equal(levels[:-1].flip(0), formulation.levels)
+    assert len(sampling_levels(SamplingConfig(steps=18), formulation)) <= 11
     every = sampling_levels(SamplingConfig(steps=500), formulation)
-    assert torch.equal(every, levels)
+    assert torch.equal(every[:-1].flip(0), formulation.levels)
+    settings = SamplingConfig(steps=18)
+    images = generate(
+        ideal,
+        count=2,
+        shape=(1, 4, 4),
+        labels=None,
+        settings=settings,
+        levels=sampling_levels(settings, formulation),
+        seed=0,
+    )
+    assert images.std() > 0
 
 
 def test_settings_narrow_the_range_and_a_spacing_is_obeyed() -> None:
@@ -117,7 +128,7 @@ def ideal(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def drawn(count: int, seed: int = 0, **settings: Any) -> np.ndarray:
-    given = SamplingConfig(steps=6, **settings)
+    given = SamplingConfig(**{"steps": 6, **settings})
     return generate(ideal, count=count, shape=(1, 4, 4), labels=None, settings=given, seed=seed)
 
 
@@ -134,10 +145,9 @@ def test_churn_follows_from_seed_and_index_alone(solver: str) -> None:
 
 
 def test_churn_leaves_the_spread_of_images_as_it_is() -> None:
-    plain, churned = (drawn(400, churn=churn).astype(float) for churn in (0.0, 6.0))
-    deviation = 0.5 * 127.5
-    for images in (plain, churned):  # 6400 pixels, clipped at two deviations
-        assert images.std() == pytest.approx(deviation * 0.96, rel=0.06)
+    plain, churned = (drawn(400, steps=40, churn=c).astype(float) for c in (0.0, 8.0))
+    for images in (plain, churned):  # 6400 pixels, a standard normal cut at two deviations
+        assert images.std() == pytest.approx(0.5 * 127.5 * 0.959, rel=0.04)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -311,7 +321,7 @@ def test_weights_are_chosen_by_name_by_width_and_raw(run: RunDir) -> None:
     assert not torch.equal(wanted, stored)
     with pytest.raises(UsageError, match=r"average of width 0\.28"):
         assemble(run, Weights("ema_0.280", END))
-    with pytest.raises(UsageError, match="holds no weights 'rew'. Did you mean 'raw'"):
+    with pytest.raises(UsageError, match=r"holds no weights 'rew'\. Did you mean 'raw'"):
         assemble(run, Weights("rew", END))
     with pytest.raises(ArtifactError, match="does not exist"):
         assemble(run, Weights("raw", END + 1))
@@ -389,10 +399,10 @@ def test_a_model_that_never_did_without_labels_cannot_guide_itself(
 
 def test_solver_and_steps_can_be_asked_for(run: RunDir) -> None:
     model = api.load(run.root)
-    images = {s: model.sample(4, solver=s, steps=4).tobytes() for s in SOLVERS}
+    images = {s: model.sample(4, solver=s, steps=6).tobytes() for s in SOLVERS}
     assert len(set(images.values())) == len(SOLVERS)
     assert model.sample(4, solver="heun", steps=3).tobytes() == model.sample(4).tobytes()
-    with pytest.raises(UsageError, match="no solver 'hein'. Did you mean 'heun'"):
+    with pytest.raises(UsageError, match=r"no solver 'hein'\. Did you mean 'heun'"):
         model.sample(4, solver="hein")
 
 

@@ -120,9 +120,9 @@ class Run:
         The arguments are those of `sample`; `out` ends in .npz or names a folder.
         """
         wanted = _Wanted(steps, solver, guidance, weights)
-        images, indices = self._draw(n, labels, seed, wanted)
         if Path(out).suffix != ".npz":
-            check_pictures(images)
+            check_pictures(self._load().snapshot.facts)
+        images, indices = self._draw(n, labels, seed, wanted)
         save_samples(Path(out), images, indices, self.label_names)
         return Path(out)
 

@@ -133,7 +133,8 @@ def sweep_ema(
         "images_seen": newest,
         **_record(judge, confirmed, started),
     }
-    write_choice(job.run, "weights", choice, newest)
+    # guidance that was found for other weights says nothing about these
+    write_choice(job.run, "weights", choice, newest, instead_of="guidance")
     return choice
 
 
@@ -167,7 +168,10 @@ def search_guidance(
                 cost = judge.try_out(_words(*candidate), assemble(job.run, *candidate))
                 if cost < lowest:
                     lowest, best = cost, candidate
-                bar.show(len(judge.tried) - 1, note=f"{metric} {abs(min(lowest, unguided)):.4g}")
+                bar.show(
+                    len(judge.tried) - 1,
+                    note=f"{metric} {abs(cost):.4g}, best {abs(min(lowest, unguided)):.4g}",
+                )
     if lowest >= unguided:
         best = (main, None)
     found = assemble(job.run, *best)
@@ -301,6 +305,7 @@ def _record(judge: Judge, confirmed: dict[str, Any], started: float) -> dict[str
     return {
         "metric": judge.metric,
         "samples": judge.count,
+        "steps": judge.steps,  # None: as the run was set
         "features": judge.extractor.name,
         "confirmed": confirmed,
         "tried": judge.tried,

@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from poise.artifacts import RunDir, read_json, write_json
+from poise.artifacts import DataFacts, RunDir, read_json, write_json
 from poise.averaging import averaged
 from poise.build import Snapshot, load_snapshot
 from poise.diffusion.guidance import Denoise, guided, without_labels
@@ -192,9 +191,12 @@ def read_choices(run: RunDir) -> dict[str, Any]:
     return found
 
 
-def write_choice(run: RunDir, name: str, choice: Mapping[str, Any], until: int) -> None:
-    """Keep one choice, made for the state after `until` images; others stay."""
-    write_json(run.choices, {**read_choices(run), name: {**choice, "until": until}})
+def write_choice(
+    run: RunDir, name: str, choice: Mapping[str, Any], until: int, *, instead_of: str = ""
+) -> None:
+    """Keep one choice, made for the state after `until` images; others stay but `instead_of`."""
+    others = {key: value for key, value in read_choices(run).items() if key != instead_of}
+    write_json(run.choices, {**others, name: {**choice, "until": until}})
 
 
 def snapshot_model(path: Path) -> Model:
@@ -202,15 +204,14 @@ def snapshot_model(path: Path) -> Model:
     return Model(load_snapshot(path))
 
 
-def check_pictures(images: NDArray[Any]) -> NDArray[np.uint8]:
+def check_pictures(facts: DataFacts) -> None:
     """
     Raises:
-        UsageError: these are latents and no pictures.
+        UsageError: the model draws latents, which are no pictures.
     """
-    if images.dtype != np.uint8:
+    if facts.channels not in (1, 3):
         raise UsageError(
-            f"This model draws latents of {images.shape[1]} channels, which are no pictures.",
+            f"This model draws latents of {facts.channels} channels, which are no pictures.",
             expected="an .npz file to keep them in",
             remedy="Write them to one, and decode them with the autoencoder they were trained for.",
         )
-    return images

@@ -16,7 +16,7 @@ from poise.evaluation.features import build_features, extract
 from poise.journal import Prepared, log_event
 from poise.pictures import save_grid
 from poise.runtime import generator_at, seed_at
-from poise.sampling import Model, check_pictures, chosen_model, draw
+from poise.sampling import Model, chosen_model, draw
 
 _LEAST = 100  # scores of fewer samples say little
 _TRIAL = 512  # images from which the time of feature extraction is estimated
@@ -50,7 +50,7 @@ def evaluate(
     seed = seed_at(job.config.seed, 0, "evaluation") % 2**31
     labels = labels_like(job.dataset, members, count, seed)
     with screen.bar("sampling", count) as bar:
-        samples = check_pictures(draw(model, count, labels, seed, progress=bar.show))
+        samples = draw(model, count, labels, seed, progress=bar.show)
     screen.say(f"scoring {count} samples against {len(members):,} images of the {split_name} split")
     extractor = build_features(job.config.evaluation.features, job.facts.resolution)
     train = job.dataset.images[job.splits.train]

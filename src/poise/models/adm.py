@@ -141,16 +141,21 @@ class ADM(nn.Module):
             labels: class indices [B], or one-hot rows [B, num_classes], or None.
         """
         emb = self._embedding(c_noise, labels).to(x.dtype)  # in fp32: bf16 cannot tell levels apart
-        with torch.autocast(x.device.type, dtype=x.dtype, enabled=x.dtype != torch.float32):
-            skips = []
-            for module in self.enc.values():
-                x = module(x, emb) if isinstance(module, Block) else module(x)
-                skips.append(x)
-            for name, module in self.dec.items():
-                if "block" in name and self.skips:
-                    x = torch.cat([x, skips.pop()], dim=1)
-                x = module(x, emb)
-            y: Tensor = self.out_conv(self.act(self.out_norm(x)))
+        if x.dtype == torch.float32:
+            return self._body(x, emb)
+        with torch.autocast(x.device.type, dtype=x.dtype):
+            return self._body(x, emb)
+
+    def _body(self, x: Tensor, emb: Tensor) -> Tensor:
+        skips = []
+        for module in self.enc.values():
+            x = module(x, emb) if isinstance(module, Block) else module(x)
+            skips.append(x)
+        for name, module in self.dec.items():
+            if "block" in name and self.skips:
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = module(x, emb)
+        y: Tensor = self.out_conv(self.act(self.out_norm(x)))
         return y
 
     def _embedding(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
