@@ -12,7 +12,7 @@ from poise.artifacts import DataFacts
 from poise.bench import rates, steps
 from poise.bench.bench import bench
 from poise.bench.rates import quick_rate, rate_works
-from poise.bench.rig import Rig, make_rig
+from poise.bench.rig import Rig, make_rig, rounds
 from poise.bench.sampling import without_network
 from poise.bench.steps import STAGES, plain_state, plain_step, ready_state, staged_step
 from poise.bench.table import table
@@ -59,10 +59,10 @@ def leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
 def test_every_figure_is_there_and_positive(precision: str) -> None:
     threads, spent = torch.get_num_threads(), []
     config = configured(training__precision=precision)
-    found = bench(config, FACTS, seconds=0.2, progress=lambda done, total: spent.append(done))
+    found = bench(config, FACTS, seconds=1.0, progress=lambda done, total: spent.append(done))
     assert torch.get_num_threads() == threads
     assert json.loads(json.dumps(found)) == found
-    assert found["rounds"] >= 3
+    assert found["rounds"] >= 1
     assert found["network"] == {
         "macs": forward_macs(config, FACTS),
         "parameters": found["network"]["parameters"],
@@ -110,6 +110,17 @@ def test_a_batch_that_is_too_slow_is_halved() -> None:
     assert (len(whole.batch.images), whole.batch.images.dtype) == (64, torch.uint8)
     least = make_rig(config, FACTS, FP32, seconds=1e-9, rate=1.0)
     assert (least.images, least.micro, len(least.batch.images)) == (8, 8, 8)
+
+
+def test_everything_takes_its_turn_in_every_round_and_the_first_is_not_counted() -> None:
+    rig, turns = rig_of(configured()), []
+    works = {("step", name): (lambda name=name: turns.append(name)) for name in "abc"}
+    for seconds, fewest in ((1e-9, 1), (0.1, 3)):
+        turns.clear()
+        times = rounds(rig, works, seconds, None)
+        counted = {len(values) for values in times.values()}
+        assert turns == list("abc") * (counted.pop() + 1) and not counted
+        assert len(turns) >= 3 * (fewest + 1)
 
 
 @pytest.mark.parametrize("micro", [None, 4])

@@ -32,7 +32,7 @@ _LOWER = {"frechet_distance", "kernel_distance"}
 METRICS = (*sorted(_LOWER), "precision", "recall", "density", "coverage")
 _STRENGTHS = (2.0, 1.5, 2.5, 3.0)  # the first is tried with every guide
 _INTERVALS = ((0.0, float("inf")), (0.0, 5.0), (0.2, 5.0))  # noise levels, as a share of 0.5
-_SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the training, where a guide is looked for
+_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the training, where a guide is looked for
 _WIDTHS = 6  # averages tried by a sweep
 _PROBE = 512  # images whose error proposes the noise distribution
 
@@ -133,8 +133,10 @@ def sweep_ema(
         "images_seen": newest,
         **_record(judge, confirmed, started),
     }
+    changed = chosen.snapshot.weights != before.snapshot.weights
     # guidance that was found for other weights says nothing about these
-    write_choice(job.run, "weights", choice, newest, instead_of="guidance")
+    dropped = "guidance" if changed else ""
+    write_choice(job.run, "weights", choice, newest, instead_of=dropped)
     return choice
 
 
@@ -162,7 +164,7 @@ def search_guidance(
     unguided = judge.try_out("no guidance", before)
     best: _State = (main, None)
     lowest = float("inf")  # of the guided: a strength may help where the first one did not
-    with screen.bar("guidance", 14) as bar:
+    with screen.bar("guidance", 15) as bar:
         for axis in (_guides, _strengths, _guide_averages, _main_averages, _intervals):
             for candidate in list(axis(job, best)):
                 cost = judge.try_out(_words(*candidate), assemble(job.run, *candidate))

@@ -339,7 +339,7 @@ def test_training_fits_a_batch_and_learns_what_labels_mean() -> None:
     denoiser = Denoiser(tiny(resolution=8), Uncertainty(), sigma_data=0.5)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=1e-3)
     losses = []
-    for i in range(160):
+    for i in range(240):
         generator = torch.Generator().manual_seed(i)
         sigma = 30 ** torch.rand(20, generator=generator)
         noise = torch.randn(20, 3, 8, 8, generator=generator)
@@ -355,5 +355,6 @@ def test_training_fits_a_batch_and_learns_what_labels_mean() -> None:
     with torch.no_grad():
         D = denoiser(noise, torch.tensor(20.0), torch.arange(4)).mean(dim=(1, 2, 3))
         none = denoiser(noise, torch.tensor(20.0)).mean(dim=(1, 2, 3))
-    assert D.tolist() == pytest.approx(means.tolist(), abs=0.2)
+    assert D.argsort().tolist() == [0, 1, 2, 3]
+    assert D.tolist() == pytest.approx(means.tolist(), abs=0.3)
     assert none.tolist() == pytest.approx([0.0] * 4, abs=0.2)

@@ -12,8 +12,8 @@ from poise.diffusion.denoiser import Denoiser
 from poise.errors import UsageError
 from poise.models.dit import patchify, unpatchify
 from poise.models.edm2 import Uncertainty
-from poise.models.layers import MPConv
-from poise.models.mp_dit import Block, MPDiT, Scale, rotate, rotations
+from poise.models.layers import MPConv, mp_sum
+from poise.models.mp_dit import Block, MPDiT, Scale, balance_at, rotate, rotations
 
 
 def tiny(**changes: object) -> MPDiT:
@@ -171,6 +171,32 @@ def test_a_block_equals_its_formulas_written_out() -> None:
         y = F.silu(linear(scaled(x, block.mlp_scale), block.mlp0)) / 0.596
         x = (0.8 * x + 0.2 * linear(y, block.mlp1)) / math.hypot(0.8, 0.2)
     torch.testing.assert_close(found, x, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.1, 0.3, 0.7])
+def test_balances_leave_the_same_share_of_the_input_at_any_depth(balance: float) -> None:
+    x, y = torch.eye(2)  # two signals that have nothing in common
+
+    def kept(depth: int) -> float:
+        share = 1.0
+        for _ in range(2 * depth):
+            share *= float(mp_sum(x, y, balance_at(depth, balance))[0])
+        return share
+
+    assert [balance_at(depth, balance) for depth in (1, 3, 6)] == [balance] * 3
+    assert [kept(depth) for depth in (7, 12, 28)] == pytest.approx([kept(6)] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("depth", [6, 28])
+def test_a_deep_network_still_sees_its_input(depth: int) -> None:
+    network = tiny(depth=depth, channels=128, channels_per_head=32)
+    ends: list[Tensor] = []
+    for module in (network.blocks[0], network.blocks[-1]):
+        module.register_forward_hook(lambda _m, i, y: ends.extend([i[0], y]))
+    with torch.no_grad():
+        network(randn(4, 3, 16, 16), torch.zeros(4), torch.arange(4))
+    likeness = F.cosine_similarity(ends[0], ends[-1], dim=2).mean().item()
+    assert likeness > 0.3  # 0.36 by orthogonal branches
 
 
 # --- weights and gradients ---

@@ -37,7 +37,7 @@ def bench(
     config: Config,
     facts: DataFacts,
     *,
-    seconds: float = 40.0,
+    seconds: float = 30.0,
     compiled: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def bench(
     Args:
         config: the network and its training; `training.threads` holds while this runs.
         facts: the shape of the images and the classes.
-        seconds: time for all rounds; at least three are made. A batch too slow for that is halved
-            until it is not.
+        seconds: time for all rounds. A batch too slow for that is halved until it is not; see
+            `rig.rounds` for what is done where the machine has become slower meanwhile.
         compiled: also measure the compiled step, which takes minutes to prepare.
         progress: called with seconds spent and `seconds`.
 

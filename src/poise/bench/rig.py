@@ -17,7 +17,7 @@ from poise.settings import Config
 
 Work = Callable[[], object]
 Key = tuple[str, str]
-_FEWEST_ROUNDS = 3
+_FEWEST_ROUNDS = 3  # unless they take far too long
 _PLAIN_SHARE = 0.4  # of the matrix rate, what a plain step reaches at best
 _STEP_SHARE = 1 / 16  # of the time for all rounds, for one plain step
 
@@ -100,18 +100,20 @@ def rounds(
 ) -> dict[Key, NDArray[np.float64]]:
     """Seconds of each work in each round [rounds]; a first round warms up and is not counted.
 
-    At least three rounds count, and as many more as fit into `seconds`.
+    As many count as fit into `seconds`: three if they fit into twice that, and always one.
     """
     times: dict[Key, list[float]] = {key: [] for key in works}
-    started, done, took = time.perf_counter(), 0, 0.0
-    while done <= _FEWEST_ROUNDS or time.perf_counter() - started + took < seconds:
+    started, done = time.perf_counter(), 0
+    ends = 0.0  # when another round would end
+    while done < 2 or ends < (2 if done <= _FEWEST_ROUNDS else 1) * seconds:
         began = time.perf_counter()
         for key, work in works.items():
             times[key].append(rig.seconds(work))
             if progress is not None:
                 spent = int(time.perf_counter() - started)
                 progress(min(spent, int(seconds)), int(seconds))
-        done, took = done + 1, time.perf_counter() - began
+        now = time.perf_counter()
+        done, ends = done + 1, now - started + now - began
     return {key: np.array(values[1:]) for key, values in times.items()}
 
 

@@ -212,7 +212,7 @@ def balance_at(depth: int, balance: float) -> float:
 
     Args:
         depth: number of blocks; up to 6 the balance stays as it is.
-        balance: between 0 and 1, both excluded or not.
+        balance: at least 0, below 1.
 
     Returns:
         The weight of a branch in `mp_sum`.
@@ -220,8 +220,8 @@ def balance_at(depth: int, balance: float) -> float:
     if depth <= _SHALLOW:
         return balance
     kept = (1 - balance) / math.hypot(1 - balance, balance)
-    slope = math.sqrt(kept ** (-2 * _SHALLOW / depth) - 1) if kept else math.inf
-    return slope / (1 + slope) if kept else balance
+    slope = math.sqrt(kept ** (-2 * _SHALLOW / depth) - 1)
+    return slope / (1 + slope)
 
 
 def rotations(side: int, channels: int) -> Tensor:
