@@ -98,7 +98,7 @@ def test_a_search_for_guidance_writes_what_it_returns_and_scores_use_it(job: Pre
     assert next(iter(rows)) == "no guidance"
     guided = {name: cost for name, cost in rows.items() if name != "no guidance"}
     assert any("no labels" in name for name in guided)
-    assert sum(name.endswith("images") and "strength 2," in name for name in guided) >= 3
+    assert sum(name.endswith("images") and "strength 1.25," in name for name in guided) >= 3
     if found["strength"] == 1:
         assert not found["confirmed"]["better"]
         assert "guidance" not in read_choices(job.run)

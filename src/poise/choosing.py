@@ -30,7 +30,8 @@ from poise.training.ema import profile_name, profile_std
 
 _LOWER = {"frechet_distance", "kernel_distance"}
 METRICS = (*sorted(_LOWER), "precision", "recall", "density", "coverage")
-_STRENGTHS = (2.0, 1.5, 2.5, 3.0)  # the first is tried with every guide
+_STRENGTHS = (1.05, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0)
+_FIRST = 2  # the strength from which a search goes up or down
 _INTERVALS = ((0.0, float("inf")), (0.0, 5.0), (0.2, 5.0))  # noise levels, as a share of 0.5
 _SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the training, where a guide is looked for
 _WIDTHS = 6  # averages tried by a sweep
@@ -145,8 +146,10 @@ def search_guidance(
 ) -> dict[str, Any]:
     """Find a guide among the run's own earlier states, its strength, averages and interval.
 
-    One thing is varied at a time and the best kept, in the order in which they matter (Karras et
-    al. 2024a, Section 5): guide, strength, the guide's average, the model's average, interval.
+    For each guide the strength is raised while that helps, or lowered: a guide from early on is far
+    away, and little of it is enough. Then one thing at a time is varied for the best of them, in
+    the order in which they matter (Karras et al. 2024a, Section 5): the guide's average, the
+    model's average, the interval.
 
     Args:
         job: the run with its data.
@@ -163,17 +166,23 @@ def search_guidance(
     main = Weights(before.snapshot.weights, before.snapshot.images_seen)
     unguided = judge.try_out("no guidance", before)
     best: _State = (main, None)
-    lowest = float("inf")  # of the guided: a strength may help where the first one did not
-    with screen.bar("guidance", 15) as bar:
-        for axis in (_guides, _strengths, _guide_averages, _main_averages, _intervals):
+    lowest = float("inf")  # of the guided
+    with screen.bar("guidance", 18) as bar:  # about so many candidates
+
+        def cost_of(candidate: _State) -> float:
+            nonlocal best, lowest
+            cost = judge.try_out(_words(*candidate), assemble(job.run, *candidate))
+            if cost < lowest:
+                lowest, best = cost, candidate
+            note = f"{metric} {abs(cost):.4g}, best {abs(min(lowest, unguided)):.4g}"
+            bar.show(min(len(judge.tried) - 1, 18), note=note)
+            return cost
+
+        for guide in list(_guides(job, main)):
+            _climb(cost_of, main, guide)
+        for axis in (_guide_averages, _main_averages, _intervals):
             for candidate in list(axis(job, best)):
-                cost = judge.try_out(_words(*candidate), assemble(job.run, *candidate))
-                if cost < lowest:
-                    lowest, best = cost, candidate
-                bar.show(
-                    len(judge.tried) - 1,
-                    note=f"{metric} {abs(cost):.4g}, best {abs(min(lowest, unguided)):.4g}",
-                )
+                cost_of(candidate)
     if lowest >= unguided:
         best = (main, None)
     found = assemble(job.run, *best)
@@ -240,23 +249,34 @@ def _averages(run: RunDir, stds: list[float], before: Model) -> Iterator[Model]:
 _State = tuple[Weights, Guidance | None]
 
 
-def _guides(job: Prepared, state: _State) -> Iterator[_State]:
-    main, _ = state
+def _guides(job: Prepared, main: Weights) -> Iterator[Weights | None]:
+    """Earlier states, and None for the model itself without labels."""
     times = [int(path.stem) for path in job.run.snapshot_files() if path.stem.isdigit()]
     earlier = [t for t in times if t < main.images_seen]
     wanted = {min(earlier, key=lambda t: abs(t - s * main.images_seen)) for s in _SHARES if earlier}
     name = _stored(job, main.name)
     for time_seen in sorted(wanted):
-        yield main, Guidance(_STRENGTHS[0], Weights(name, time_seen))
+        yield Weights(name, time_seen)
     if job.facts.label_names and job.config.training.label_dropout:
-        yield main, Guidance(_STRENGTHS[0], None)
+        yield None
 
 
-def _strengths(job: Prepared, state: _State) -> Iterator[_State]:
-    main, guidance = state
-    if guidance is not None:
-        for strength in _STRENGTHS[1:]:
-            yield main, replace(guidance, strength=strength)
+def _climb(cost_of: Callable[[_State], float], main: Weights, guide: Weights | None) -> None:
+    """Try strengths upwards while they help, or downwards if the first step up did not."""
+
+    def at(index: int) -> float:
+        return cost_of((main, Guidance(_STRENGTHS[index], guide)))
+
+    first = at(_FIRST)
+    for rest in (range(_FIRST + 1, len(_STRENGTHS)), range(_FIRST - 1, -1, -1)):
+        lowest = first
+        for index in rest:
+            cost = at(index)
+            if cost >= lowest:
+                break
+            lowest = cost
+        if lowest < first:
+            return
 
 
 def _guide_averages(job: Prepared, state: _State) -> Iterator[_State]:

@@ -90,10 +90,13 @@ class ModelConfig(Section):
         description="Filter that halves and doubles resolution, even length.",
     )
     res_balance: float = Field(
-        0.3, gt=0, lt=1, description="Weight of the residual branch in a sum."
+        0.3,
+        gt=0,
+        lt=1,
+        description="Weight of the residual branch in a sum; in mp_dit of up to 6 blocks, less beyond.",
     )
     attn_balance: float = Field(
-        0.3, gt=0, lt=1, description="Weight of the attention branch in a sum."
+        0.3, gt=0, lt=1, description="Weight of the attention branch in a sum; likewise."
     )
     label_balance: float = Field(
         0.5, gt=0, lt=1, description="Weight of the class in the embedding."

@@ -14,7 +14,7 @@ def table(found: Mapping[str, Any]) -> str:
         f"{side}x{side}, {network['macs'] / 1e9:.3g} GMAC forward, "
         f"{network['parameters'] / 1e6:.3g} M parameters, batch {network['batch']}{cut}",
         f"{machine['device']}, threads: {machine['threads']}, {machine['precision']}, "
-        f"torch {machine['torch']}; median (quartiles) of {found['rounds']} rounds",
+        f"torch {machine['torch']}; medians (quartiles), rounds: {found['rounds']}",
         "",
     ]
     lines += _columns(

@@ -1,8 +1,9 @@
 """MP-DiT: the diffusion transformer rebuilt so that activations and weights keep their magnitude.
 
 The skeleton is DiT's (Peebles & Xie 2023); every operation is replaced by one that keeps the
-expected size of what flows through (Karras et al. 2024, EDM2). No paper describes this network; why
-each part is as it is stands beside it. Compared with DiT:
+expected size of what flows through (Karras et al. 2024, EDM2). Bill et al. 2025 (arXiv 2505.19122)
+rebuild DiT in the same spirit; this network is not theirs, and why each part is as it is stands
+beside it. Compared with DiT:
 
 - Learned layers are `MPConv`s: unit rows, normalised in the forward pass and after each update, and
   no biases. A feature of ones at the input stands in for them.
