@@ -93,7 +93,7 @@ class ModelConfig(Section):
         0.3,
         gt=0,
         lt=1,
-        description="Weight of the residual branch in a sum; in mp_dit of up to 6 blocks, less beyond.",
+        description="Weight of the residual branch in a sum; mp_dit: less beyond 6 blocks.",
     )
     attn_balance: float = Field(
         0.3, gt=0, lt=1, description="Weight of the attention branch in a sum; likewise."
