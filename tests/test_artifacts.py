@@ -204,3 +204,13 @@ def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
 def test_facts_survive_json() -> None:
     facts = DataFacts(32, 3, ("0", "ü"), 0.1 + 0.2)
     assert DataFacts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
+
+
+def test_what_a_killed_process_left_half_written_goes_when_the_run_goes_on(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.snapshots.mkdir()
+    left = run.snapshots / ".000000000064.safetensors.0123abcd.part"
+    left.write_bytes(b"half")
+    run.snapshot_at(64).write_bytes(b"whole")
+    run.truncate_logs(64)
+    assert [path.name for path in run.snapshots.iterdir()] == ["000000000064.safetensors"]

@@ -129,7 +129,12 @@ class RunDir:
             path.unlink()
 
     def truncate_logs(self, images_seen: int) -> None:
-        """Cut every log and drop every later picture and snapshot: they will be written anew."""
+        """Cut every log and drop every later picture and snapshot: they will be written anew.
+
+        Files that a killed process left half written go too.
+        """
+        for path in self.root.rglob(".*.part"):
+            path.unlink()
         for name in ("metrics", "timing", "validation", "magnitudes", "events"):
             path = self.log(name)
             if path.exists():
