@@ -139,7 +139,8 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 
 _Metric = Annotated[str, typer.Option(help="What decides, on the validation split.")]
 _Steps = Annotated[
-    int | None, typer.Option(help="Noise levels visited; fewer search faster. [default: run's]")
+    int | None,
+    typer.Option(help="Noise levels visited; fewer are faster and may mislead. [default: run's]"),
 ]
 _Count = Annotated[int, typer.Option("-n", help="Samples of each candidate.")]
 
