@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from poise.artifacts import DataFacts, RunDir, load_tensors, save_tensors
-from poise.build import Snapshot, build_denoiser
-from poise.config import from_toml
+from poise.artifacts import RunDir, load_tensors, save_tensors
+from poise.build import Snapshot, snapshot_of
 from poise.errors import ArtifactError, UsageError
-from poise.runtime import choose_runtime
 from poise.training.ema import (
     noise_gain,
     profile_error,
@@ -144,15 +142,8 @@ def averaged(run: RunDir, std: float, *, at: int | None = None) -> Snapshot:
 
 def as_snapshot(reconstruction: Reconstruction) -> Snapshot:
     """The denoiser with these weights, in evaluation mode, as `build.load_snapshot` gives it."""
-    meta = reconstruction.newest.meta
-    config, facts = from_toml(meta["config"]), DataFacts.from_json(meta["facts"])
-    runtime = choose_runtime(config.training.precision)
-    denoiser = build_denoiser(config, facts, runtime)
-    denoiser.load_state_dict(reconstruction.newest.raw | reconstruction.tensors)
-    denoiser.eval().requires_grad_(False)
-    return Snapshot(
-        denoiser, facts, config, runtime, reconstruction.name, reconstruction.images_seen
-    )
+    r = reconstruction
+    return snapshot_of(r.newest.meta, r.newest.raw | r.tensors, r.name, r.images_seen)
 
 
 def write(reconstruction: Reconstruction, out: Path) -> None:

@@ -1,6 +1,7 @@
 """From settings and data facts to a denoiser, fresh or from a snapshot. Only this module maps
 `Config` to constructors; the classes take plain arguments."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,12 +127,19 @@ def load_snapshot(path: Path, weights: str | None = None) -> Snapshot:
             f"{path} holds no weights {weights!r}. {nearest(weights, meta['weights'])}".rstrip(),
             expected="one of " + ", ".join(meta["weights"]),
         )
-    config, facts = from_toml(meta["config"]), DataFacts.from_json(meta["facts"])
-    runtime = choose_runtime(config.training.precision)
-    denoiser = build_denoiser(config, facts, runtime)
     state: dict[str, torch.Tensor] = {}
     for prefix in ("raw/", f"{weights}/"):  # an average replaces the weights and not the buffers
         state |= {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return snapshot_of(meta, state, weights, int(meta["images_seen"]))
+
+
+def snapshot_of(
+    meta: Mapping[str, Any], state: Mapping[str, torch.Tensor], weights: str, images_seen: int
+) -> Snapshot:
+    """The denoiser of a snapshot's `meta` with the weights and buffers of `state`, to sample."""
+    config, facts = from_toml(meta["config"]), DataFacts.from_json(meta["facts"])
+    runtime = choose_runtime(config.training.precision)
+    denoiser = build_denoiser(config, facts, runtime)
     denoiser.load_state_dict(state)
     denoiser.eval().requires_grad_(False)
-    return Snapshot(denoiser, facts, config, runtime, weights, int(meta["images_seen"]))
+    return Snapshot(denoiser, facts, config, runtime, weights, images_seen)
