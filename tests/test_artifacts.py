@@ -1,14 +1,12 @@
 """Files of a run: whole or not at all, and damage never passes for content."""
 
+import itertools
 import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 from poise.artifacts import (
     DataFacts,
@@ -92,35 +90,25 @@ def test_tensors_and_meta_come_back_bit_by_bit(tmp_path: Path) -> None:
         )
 
 
-@hypothesis_settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(st.data())
-def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path, data: st.DataObject) -> None:
-    path = tmp_path / "a.safetensors"
-    if not path.exists():
-        save_tensors(path, TENSORS, {"images_seen": 3})
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_tensors(path, TENSORS, {"images_seen": 3})
     whole = path.read_bytes()
-    position = data.draw(st.integers(0, len(whole) - 1))
-    damaged = bytearray(whole)
-    damaged[position] ^= 1 << data.draw(st.integers(0, 7))
-    other = tmp_path / "b.safetensors"
-    other.write_bytes(bytes(damaged))
-    try:
-        tensors, meta = load_tensors(other)
-    except ArtifactError as error:
-        named = str(other) in str(error)
-    else:
-        named = None
-    if named is not None:
-        assert named
-        return
-    # what is left: blanks that pad the header, and names that only bear on the format itself
-    assert meta == {"images_seen": 3}
-    for name, tensor in TENSORS.items():
-        assert torch.equal(
-            tensors[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)
-        )
+    for position, bit in itertools.product(range(len(whole)), range(8)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << bit
+        other.write_bytes(bytes(damaged))
+        try:
+            tensors, meta = load_tensors(other)
+        except ArtifactError as error:
+            assert str(other) in str(error)
+            continue
+        # what is left: blanks that pad the header, and a format that is older by its number
+        assert meta == {"images_seen": 3}
+        for name, tensor in TENSORS.items():
+            assert torch.equal(
+                tensors[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)
+            )
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 100, -1])
