@@ -23,7 +23,7 @@ demo: $(RUNTIME)
 	$(BIN)/python examples/digits.py --run runs/demo --budget 270s
 
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .

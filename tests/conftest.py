@@ -1,8 +1,12 @@
 """Shared by all tests: poise first, so that its thread settings hold before torch loads."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: one thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import poise  # noqa: F401
 

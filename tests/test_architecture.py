@@ -12,14 +12,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "poise"
 MODULES = {
-    ".".join(path.relative_to(SOURCE).with_suffix("").parts): ast.parse(path.read_text("utf-8"))
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
+        path.read_text("utf-8")
+    )
     for path in sorted(SOURCE.rglob("*.py"))
 }
 ROOMS = {name.split(".")[0] for name in MODULES} - {"__init__", "__main__"}
 LAYERS = [  # imports go down; rooms on one line do not import each other
     {"cli"},
     {"api"},
-    {"pipeline"},
+    {"pipeline", "prepare"},
+    {"audit"},
     {"choosing"},
     {"scoring"},
     {"sampling"},
@@ -27,7 +30,7 @@ LAYERS = [  # imports go down; rooms on one line do not import each other
     {"budget", "evaluation", "report"},
     {"training"},
     {"flops"},
-    {"build", "console", "generate", "interop", "pictures", "resuming", "signals"},
+    {"build", "console", "engines", "generate", "interop", "pictures", "resuming", "signals"},
     {"diffusion", "models", "data"},
     {"arguments", "artifacts", "runtime"},
     {"config"},

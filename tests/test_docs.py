@@ -14,7 +14,7 @@ from PIL import Image
 from typer.main import get_command
 
 import poise
-from poise import api
+from poise import api, arguments
 from poise.cli import app
 from poise.config import parse_overrides, resolve
 
@@ -138,9 +138,9 @@ def check_poise(words: list[str], line: str) -> None:
     context = command.make_context(words[0], [re.sub(r"\b[NM]\b", "1", w) for w in optional])
     resolve(None, parse_overrides(context.params.get("settings") or []))
     if context.params.get("budget"):
-        api.parse_duration(context.params["budget"])
+        arguments.parse_duration(context.params["budget"])
     if context.params.get("images"):
-        api.parse_count(context.params["images"])
+        arguments.parse_count(context.params["images"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

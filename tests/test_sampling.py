@@ -172,7 +172,7 @@ def test_churn_without_a_solver_for_it_is_refused_before_training() -> None:
         resolve(None, {"sampling.churn": 4.0, "sampling.solver": solver})
 
 
-@pytest.mark.parametrize(("channels", "kind"), [(1, np.uint8), (3, np.uint8), (4, np.float32)])
+@pytest.mark.parametrize(("channels", "kind"), [(1, np.uint8), (5, np.uint8), (4, np.float32)])
 def test_latents_come_as_they_are(channels: int, kind: type) -> None:
     def constant(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         return torch.full_like(x, 1.75)
@@ -184,6 +184,7 @@ def test_latents_come_as_they_are(channels: int, kind: type) -> None:
         labels=None,
         settings=SamplingConfig(steps=2),
         seed=0,
+        latents=kind is np.float32,
     )
     assert images.dtype == kind
     assert images == pytest.approx(255 if kind is np.uint8 else 1.75)
@@ -199,7 +200,7 @@ def test_a_model_of_latents_samples_into_npz_and_into_no_picture(tmp_path: Path)
             "sampling.steps": 2,
         },
     )
-    facts = DataFacts(8, 4, ("a", "b"), 0.5)
+    facts = DataFacts(8, 4, ("a", "b"), 0.5, latents=True)
     denoiser = build_denoiser(config, facts, Runtime(torch.device("cpu"), torch.float32))
     path = tmp_path / "1.safetensors"
     save_snapshot(path, TrainState.fresh(denoiser, config.training), config, facts)

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 from poise.errors import PoiseError
 
 if TYPE_CHECKING:
-    from poise.api import Run, load, train
+    from poise.api import Run, audit_images, load, prepare_images, train
 
 # Threads that spin long while they wait make a step many times slower as soon as another process
 # wants the same cores. Must be said before torch loads; docs/decisions/0002.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-__all__ = ["PoiseError", "Run", "load", "train"]
+__all__ = ["PoiseError", "Run", "audit_images", "load", "prepare_images", "train"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the toolkit at first use, so that `poise --help` answers at once."""
-    if name in ("Run", "load", "train"):
+    if name in ("Run", "audit_images", "load", "prepare_images", "train"):
         from poise import api
 
         return getattr(api, name)

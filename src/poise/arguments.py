@@ -49,6 +49,44 @@ def parse_duration(value: str | float) -> float:
     return seconds
 
 
+def parse_shares(value: str) -> tuple[float, float, float]:
+    """`80/10/10` as shares of training, validation and test that add up to 1.
+
+    Raises:
+        UsageError: not three numbers from 0 on, or nothing for training.
+    """
+    parts = re.findall(r"[0-9]*\.?[0-9]+", value)
+    numbers = [float(part) for part in parts]
+    if not re.fullmatch(r"[0-9./ ]+", value) or len(numbers) != 3 or numbers[0] <= 0:
+        raise UsageError(f"{value!r} is no split.", expected="three shares, such as 80/10/10")
+    train, val, test = (number / sum(numbers) for number in numbers)
+    return train, val, test
+
+
+def parse_parts(option: str, value: str, known: Sequence[str]) -> frozenset[str]:
+    """`broken,exact` as a set; empty for an empty text or `none`.
+
+    Raises:
+        UsageError: a word that is not among `known`.
+    """
+    words = [word.strip() for word in value.split(",") if word.strip() not in ("", "none")]
+    return frozenset(one_of(option, word, known) for word in words)
+
+
+def one_of(option: str, value: str, known: Sequence[str]) -> Any:
+    """`value`, if it is one of the words that an option knows.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if value not in known:
+        raise UsageError(
+            f"--{option} does not know {value!r}. {nearest(value, known)}".rstrip(),
+            expected="one of " + ", ".join(known),
+        )
+    return value
+
+
 def label_indices(
     labels: str | Sequence[int | str], names: Sequence[str], count: int
 ) -> list[int] | None:

@@ -41,6 +41,7 @@ class DataFacts:
     channels: int
     label_names: tuple[str, ...]  # empty: no classes
     sigma_data: float  # standard deviation of the training pixels in [-1, 1]
+    latents: bool = False  # what is drawn is decoded elsewhere: numbers, not pixels
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "DataFacts":
@@ -50,6 +51,7 @@ class DataFacts:
             int(raw["channels"]),
             tuple(str(name) for name in raw["label_names"]),
             float(raw["sigma_data"]),
+            bool(raw.get("latents", False)),
         )
 
     def to_json(self) -> dict[str, Any]:

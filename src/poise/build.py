@@ -11,6 +11,7 @@ from torch import nn
 
 from poise.artifacts import DataFacts, load_tensors
 from poise.config import from_toml
+from poise.data.nonleaky import label_size
 from poise.diffusion.denoiser import Denoiser
 from poise.diffusion.formulations import DDPM, EDM, Flow, Formulation
 from poise.errors import ArtifactError, UsageError, nearest
@@ -20,20 +21,20 @@ from poise.models.edm2 import Uncertainty, UNet
 from poise.models.layers import reinitialise_
 from poise.models.mp_dit import MPDiT
 from poise.runtime import Runtime, choose_runtime, seed_at
-from poise.settings import Config, DiffusionConfig, ModelConfig
+from poise.settings import Config, DataConfig, DiffusionConfig, ModelConfig
 
 
 def build_denoiser(config: Config, facts: DataFacts, runtime: Runtime) -> Denoiser:
     """A fresh denoiser on the runtime's device; its weights follow from `config.seed`.
 
     Raises:
-        UsageError: the network does not fit the resolution.
+        UsageError: the network does not fit the resolution, or the augmentation the channels.
     """
     # drawn on the CPU for any device, so that the same seed gives the same weights; "meta" has none
     place = "meta" if runtime.device.type == "meta" else "cpu"
     with torch.random.fork_rng(devices=[]), torch.device(place):
         torch.manual_seed(seed_at(config.seed, 0, "weights"))
-        network = _network(config.model, facts)
+        network = _network(config.model, facts, _augment_dim(config.data, facts))
         if config.model.init != "auto" and place != "meta":
             reinitialise_(network, config.model.init)
         learned = config.diffusion.weighting == "uncertainty"
@@ -51,7 +52,13 @@ def build_denoiser(config: Config, facts: DataFacts, runtime: Runtime) -> Denois
     return denoiser
 
 
-def _network(model: ModelConfig, facts: DataFacts) -> nn.Module:
+def _augment_dim(data: DataConfig, facts: DataFacts) -> int:
+    """The width of augmentation labels; 0 without augmentation ("auto" is not settled yet)."""
+    size = label_size(colour=data.augment_colour, channels=facts.channels)
+    return size if data.augment == "nonleaky" else 0
+
+
+def _network(model: ModelConfig, facts: DataFacts, augment_dim: int) -> nn.Module:
     common: dict[str, Any] = {
         "resolution": facts.resolution,
         "channels_in": facts.channels,
@@ -59,6 +66,7 @@ def _network(model: ModelConfig, facts: DataFacts) -> nn.Module:
         "channels": model.channels,
         "channels_per_head": model.channels_per_head,
         "dropout": model.dropout,
+        "augment_dim": augment_dim,
     }
     balances = {"res_balance", "attn_balance", "label_balance", "clip_act"}
     given = "silu" if model.activation == "auto" else model.activation

@@ -49,6 +49,7 @@ def generate(
     settings: SamplingConfig,
     seed: int,
     levels: Tensor | None = None,
+    latents: bool = False,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[Any]:
@@ -62,23 +63,21 @@ def generate(
         settings: solver, steps and noise levels.
         seed: image i depends on `seed`, i and its label alone.
         levels: noise levels of `sampling_levels`; None: those of the settings.
+        latents: give what was drawn as it is, not as pixels.
         device: where the network is.
         progress: called with images done and `count`.
 
     Returns:
-        [count, C, H, W], uint8; latents, which have no 1 or 3 channels, as they are in fp32.
+        [count, C, H, W], uint8; latents as they are, in fp32.
     """
-    pictures = shape[0] in (1, 3)
-    images = np.empty((count, *shape), np.uint8 if pictures else np.float32)
+    images = np.empty((count, *shape), np.float32 if latents else np.uint8)
     for start in range(0, count, settings.batch):
         stop = min(start + settings.batch, count)
         indices = list(range(start, start + math.ceil((stop - start) / _PAD) * _PAD))
         noise = initial_noise(seed, indices, shape).to(device)
         noise = noise.contiguous(memory_format=torch.channels_last)
-        rows = None
-        if labels is not None:
-            padded = [labels[min(i, count - 1)] for i in indices]
-            rows = torch.tensor(padded, device=device)
+        padded = None if labels is None else [labels[min(i, count - 1)] for i in indices]
+        rows = None if padded is None else torch.tensor(padded, device=device)
         x = solve(
             settings.solver,
             lambda x, sigma, rows=rows: denoise(x, sigma, rows),  # type: ignore[misc]
@@ -96,7 +95,7 @@ def generate(
                 seed, indices, shape, f"churn {step}"
             ).to(device),
         )[: stop - start]
-        images[start:stop] = (to_uint8(x) if pictures else x).cpu().numpy()
+        images[start:stop] = (x if latents else to_uint8(x)).cpu().numpy()
         if progress is not None:
             progress(stop, count)
     return images

@@ -5,6 +5,7 @@ so a resumed run writes the same lines at the same places.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ class Journal:
     images_per_second: float = field(init=False, default=0.0)
     last_error: float | None = field(init=False, default=None)
     took: dict[str, float] = field(init=False, default_factory=dict)  # seconds, last time
+    waited: Callable[[], float] = field(init=False, default=lambda: 0.0)  # for batches, seconds
 
     def __post_init__(self) -> None:
         self.meter = IntervalMeter(self.job.config.diffusion, self.job.runtime.device)
@@ -270,6 +272,7 @@ class Journal:
             "images_seen": record.images_seen,
             "seconds": self.job.clock.seconds(),
             "images_per_second": self.images_per_second,
+            "data_wait_s": self.waited(),  # of this session, up to now
         }
         append_jsonl(self.job.run.log("timing"), timing)
 

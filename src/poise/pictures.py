@@ -17,8 +17,10 @@ _GRID_SIDE = 64  # tiny images are enlarged to about this many pixels, without s
 
 
 def to_image(pixels: Pixels) -> Image.Image:
-    """[C, H, W] as a picture, grayscale or RGB."""
-    return Image.fromarray(pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0))
+    """[C, H, W] as a picture: of 1 or 2 channels the first in gray, else the first three as RGB."""
+    if len(pixels) < 3:
+        return Image.fromarray(pixels[0])
+    return Image.fromarray(np.ascontiguousarray(pixels[:3].transpose(1, 2, 0)))
 
 
 def save_grid(path: Path, images: Pixels, columns: int) -> None:
@@ -43,7 +45,7 @@ def save_samples(
     """Write [N, C, H, W] as `.npz` (arr_0 NHWC, arr_1 labels) or as PNGs with labels.csv.
 
     Raises:
-        UsageError: `out` has another suffix.
+        UsageError: `out` has another suffix, or is a folder and the images are no pictures.
         ArtifactError: the place cannot be written.
     """
     if out.suffix == ".npz":
@@ -57,6 +59,11 @@ def save_samples(
     if out.suffix:
         raise UsageError(
             f"--out {out} is no format for samples.", expected="a folder or a .npz file"
+        )
+    if images.shape[1] not in (1, 3):
+        raise UsageError(
+            f"Images of {images.shape[1]} channels do not fit into PNG files.",
+            expected="--out with the name of a .npz file",
         )
     if out.exists() and not out.is_dir():
         raise ArtifactError(f"{out} is a file.", expected="a folder or a .npz file")

@@ -6,7 +6,7 @@ by whoever reads the records of the training loop.
 
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,11 +27,13 @@ from poise.build import build_denoiser
 from poise.config import Preset, preset_named, presets, resolve, to_toml
 from poise.config import from_toml as config_from_toml
 from poise.console import Screen, duration
-from poise.data.audit import audit
-from poise.data.augment import flips_keep_classes
+from poise.data.balance import sampling_weights
 from poise.data.batches import batches, measure_sigma_data
 from poise.data.dataset import Dataset, load_dataset
+from poise.data.prefetch import feed
+from poise.data.settling import settle_data
 from poise.data.splits import Splits, split
+from poise.data.summary import summarize
 from poise.errors import Interrupted, PoiseError, UsageError
 from poise.evaluation.evaluate import FEWEST
 from poise.journal import Journal, Prepared, log_event
@@ -135,7 +137,7 @@ def prepare(job: Job, screen: Screen, clock: Clock) -> Prepared:
     prepared = Prepared(run, config, dataset, splits, facts, runtime, clock)
     write_bytes(run.config, to_toml(config).encode())
     write_json(run.splits, splits.to_json(dataset))
-    write_json(run.audit, audit(dataset, splits))
+    write_json(run.audit, summarize(dataset, splits))
     write_json(run.run, _describe(job, prepared, name))
     return prepared
 
@@ -229,9 +231,12 @@ def learn(job: Prepared, screen: Screen) -> int:
         seed=config.seed,
         start=state.images_seen,
         flip=config.data.flip == "on",
+        weights=sampling_weights(job.dataset, job.splits.train, config.data.balance),
     )
-    records = steps(state, stream, config, until=total, measure_every=_MEASURE_EVERY)
-    with catch_signals() as caught, screen.bar("training", total) as bar:
+    fed = feed(job.dataset, stream, job.runtime.device)
+    journal.waited = lambda: fed.waited_s
+    records = steps(state, fed, config, until=total, measure_every=_MEASURE_EVERY)
+    with closing(fed), catch_signals() as caught, screen.bar("training", total) as bar:
         for record in records:
             journal.note(record)
             bar.show(record.images_seen, note=_note(journal))
@@ -272,13 +277,8 @@ def _settle(
             f"about {images:,} images in {duration(job.budget_seconds)}"
         )
     config = settle(resolve(preset, overrides), len(splits.val))
-    flip = config.data.flip
-    if flip == "auto":
-        train_labels = None if dataset.labels is None else dataset.labels[splits.train]
-        mirrors = flips_keep_classes(dataset.images[splits.train], train_labels)
-        flip = "on" if mirrors else "off"
+    config = settle_data(config, dataset, splits.train, screen.say)
     precision = "bf16" if runtime.dtype == torch.bfloat16 else "fp32"
-    data = config.data.model_copy(update={"resolution": facts.resolution, "flip": flip})
     threads = config.training.threads or torch.get_num_threads()
     seconds = None if job.budget_seconds is None else clock.left()
     training = config.training.model_copy(
@@ -293,7 +293,7 @@ def _settle(
     if snapshots < config.cadence.snapshots:
         screen.say(f"  note: cadence.snapshot_gib has room for {snapshots} snapshots")
     cadence = config.cadence.model_copy(update={"snapshots": snapshots})
-    settled = {"data": data, "training": training, "cadence": cadence}
+    settled = {"training": training, "cadence": cadence}
     return config.model_copy(update=settled), preset.name
 
 

@@ -95,7 +95,7 @@ class Model:
 def draw(
     model: Model, count: int, labels: list[int] | None, seed: int, *, progress: Any = None
 ) -> NDArray[Any]:
-    """`count` images [count, C, H, W], uint8; latents, which have no 1 or 3 channels, as fp32."""
+    """`count` images [count, C, H, W], uint8; latents as fp32."""
     snapshot = model.snapshot
     facts, settings = snapshot.facts, snapshot.config.sampling
     return generate(
@@ -106,6 +106,7 @@ def draw(
         settings=settings,
         levels=sampling_levels(settings, snapshot.denoiser.formulation),
         seed=seed,
+        latents=facts.latents,
         device=snapshot.runtime.device,
         progress=progress,
     )
@@ -207,11 +208,13 @@ def snapshot_model(path: Path) -> Model:
 def check_pictures(facts: DataFacts) -> None:
     """
     Raises:
-        UsageError: the model draws latents, which are no pictures.
+        UsageError: the model draws latents, or images of more channels than a picture has.
     """
-    if facts.channels not in (1, 3):
+    if facts.latents or facts.channels not in (1, 3):
+        what = "latents" if facts.latents else "images"
         raise UsageError(
-            f"This model draws latents of {facts.channels} channels, which are no pictures.",
+            f"This model draws {what} of {facts.channels} channels, which are no pictures.",
             expected="an .npz file to keep them in",
-            remedy="Write them to one, and decode them with the autoencoder they were trained for.",
+            remedy="Name one with --out"
+            + (", and decode it with the autoencoder of the training." if facts.latents else "."),
         )

@@ -31,6 +31,21 @@ class DataConfig(Section):
         "auto",
         description="Random horizontal flips; auto: only if the classes look the same mirrored.",
     )
+    balance: Literal["prepared", "none", "sqrt", "equal"] = Field(
+        "prepared",
+        description="How often images are drawn: as prepared, alike, or by class size^-1/2 or ^-1.",
+    )
+    augment: Literal["auto", "none", "nonleaky"] = Field(
+        "auto",
+        description="Transforms the network is told of, so that none leaks into samples; auto: "
+        "from 16 pixels on, where under 100,000 images are seen over 50 times each.",
+    )
+    augment_p: float = Field(
+        0.12, ge=0, le=1, description="Probability of each of these transforms."
+    )
+    augment_colour: bool = Field(
+        False, description="Whether they change colours too; for images of 3 channels."
+    )
     max_unreadable: float = Field(
         0.05, ge=0, le=1, description="Share of unreadable files above which the run is refused."
     )

@@ -5,7 +5,13 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from poise.data.augment import flip_asymmetry, flip_images, flips_keep_classes
+from poise.data.augment import (
+    classifier_augment,
+    flip_asymmetry,
+    flip_images,
+    flips_keep_classes,
+)
+from poise.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +73,51 @@ def test_flip_images_depends_on_the_generator_only() -> None:
     one = flip_images(images, torch.Generator().manual_seed(1))
     assert torch.equal(one, flip_images(images, torch.Generator().manual_seed(1)))
     assert one.dtype == torch.uint8 and torch.equal(one.sort(-1).values, images.sort(-1).values)
+
+
+def drawn(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_classifiers_crops_are_windows_of_the_reflected_image() -> None:
+    images = torch.arange(200 * 2 * 7 * 5).reshape(200, 2, 7, 5)
+    done = classifier_augment(images, drawn(), flip=False, crop=3)
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)), mode="reflect")
+    found = set()
+    for n, image in enumerate(done.numpy()):
+        places = [
+            (y, x)
+            for y in range(7)
+            for x in range(7)
+            if np.array_equal(padded[n, :, y : y + 7, x : x + 5], image)
+        ]
+        assert len(places) == 1
+        found.add(places[0])
+    assert {y for y, _ in found} == {x for _, x in found} == set(range(7))
+
+
+def test_a_classifiers_flips_are_flips() -> None:
+    images = torch.rand(50, 3, 6, 6, generator=drawn(1))
+    assert torch.equal(classifier_augment(images, drawn()), flip_images(images, drawn()))
+    assert torch.equal(classifier_augment(images, drawn(), flip=False), images)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_classifiers_colours_move_within_bounds(channels: int) -> None:
+    """Bytes and floats are treated alike; a gray image has brightness to lose and nothing else."""
+    images = torch.randint(0, 256, (60, channels, 6, 6), generator=drawn(1), dtype=torch.uint8)
+    done = classifier_augment(images, drawn(), flip=False, colour=0.4)
+    assert done.dtype == torch.uint8 and not torch.equal(done, images)
+    floats = classifier_augment(images / 127.5 - 1, drawn(), flip=False, colour=0.4)
+    assert floats.dtype == torch.float32 and floats.abs().max() <= 1
+    torch.testing.assert_close((floats + 1) * 127.5, done.float(), atol=0.51, rtol=0)
+    flat = torch.zeros(500, channels, 2, 2)
+    moved = classifier_augment(flat, drawn(), flip=False, colour=0.4)
+    assert (moved == moved[:, :1, :1, :1]).all()
+    assert 0.35 < moved.abs().max() <= 0.4
+
+
+@pytest.mark.parametrize("wrong", [{"crop": 8}, {"crop": -1}, {"colour": 1.5}])
+def test_a_classifiers_impossible_variants_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="crop = "):
+        classifier_augment(torch.zeros(1, 1, 8, 8), drawn(), **wrong)

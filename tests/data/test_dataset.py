@@ -128,3 +128,45 @@ def test_the_hash_is_of_the_original_pixels(tmp_path: Path) -> None:
     index = {name: n for n, name in enumerate(data.names)}
     assert data.hashes[index["copy.bmp"]] == data.hashes[index["003.png"]]
     assert data.hashes[index["near.png"]] != data.hashes[index["003.png"]]
+
+
+def test_captions_reach_the_data_set(tmp_path: Path) -> None:
+    files = flat_files(12) | {f"{n:03d}.txt": f"picture {n}".encode() for n in range(0, 12, 2)}
+    files["002.png"] = b"text"
+    data = load(write_tree(tmp_path / "d", files), tmp_path, max_unreadable=0.2)
+    told = {name: text for name, text in zip(data.names, data.captions, strict=True) if text}
+    assert told == {f"{n:03d}.png": f"picture {n}" for n in (0, 4, 6, 8, 10)}
+    assert load("digits", tmp_path).captions == ()
+
+
+@pytest.mark.parametrize("channels", [2, 4, 7])
+def test_arrays_of_any_channel_count(channels: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 20, channels), np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    data = load(tmp_path / "a.npy", tmp_path, resolution=16)
+    assert data.channels == channels and data.modes == {f"{channels} channels": 12}
+    assert np.array_equal(data.images, pixels[:, :, 2:18].transpose(0, 3, 1, 2))
+    assert len(set(data.hashes)) == 12
+    half = load(tmp_path / "a.npy", tmp_path, resolution=8)
+    for c in range(channels):  # each channel as if it were alone
+        np.save(tmp_path / "c.npy", pixels[..., c])
+        alone = load(tmp_path / "c.npy", tmp_path, resolution=8)
+        assert np.array_equal(half.images[:, c], alone.images[:, 0])
+
+
+def test_missing_values_are_refused_or_masked(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((20, 8, 8), np.float32)
+    values[3, 0, :2] = np.nan
+    values[7, 1, 1] = np.inf
+    np.save(tmp_path / "a.npy", values)
+    data = load(tmp_path / "a.npy", tmp_path, max_unreadable=0.2)
+    assert len(data) == 18
+    assert {f.name: f.reason for f in data.unreadable} == {
+        "image-000003": "holds 2 missing values (NaN or infinite) of 64",
+        "image-000007": "holds 1 missing values (NaN or infinite) of 64",
+    }
+    masked = load_dataset(tmp_path / "a.npy", DataConfig(), store=tmp_path, missing="mask")
+    assert len(masked) == 20 and masked.unreadable == ()
+    assert any("2 images have missing values" in text for text in masked.warnings)
+    mean = np.nanmean(values[3].astype(np.float64)) * 255
+    assert abs(int(masked.images[3, 0, 0, 0]) - mean) <= 0.5

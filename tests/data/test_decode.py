@@ -5,7 +5,14 @@ import pytest
 from pictures import encoded, noise, png_bomb
 from PIL import Image
 
-from poise.data.decode import decode, fit, read_header
+from poise.data.decode import (
+    Undecodable,
+    decode,
+    decode_frames,
+    fit,
+    quiet_pillow,
+    read_header,
+)
 from poise.errors import DataError
 
 
@@ -20,8 +27,8 @@ def test_lossless_formats_give_the_exact_pixels(kind: str) -> None:
 
 
 def test_other_formats_are_refused() -> None:
-    with pytest.raises(DataError, match="not a PNG, JPEG, WebP, BMP or TIFF"):
-        decode(encoded(noise(1), "GIF"))
+    with pytest.raises(DataError, match="not a PNG, JPEG, WebP, BMP, TIFF or GIF"):
+        decode(encoded(noise(1), "PPM"))
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "I;16"])
@@ -100,23 +107,65 @@ def test_an_animation_gives_its_first_frame() -> None:
     assert np.array_equal(pixels(content), noise(0))
 
 
+def test_a_gif_is_decoded() -> None:
+    image = Image.fromarray(noise(1)).quantize(16)
+    content = encoded(image, "GIF")
+    decoded = decode(content)
+    assert (decoded.format, decoded.mode, decoded.frames) == ("GIF", "P", 1)
+    assert np.array_equal(np.asarray(decoded.image), np.asarray(image.convert("RGB")))
+    clear = encoded(image, "GIF", transparency=image.getpixel((0, 0)))
+    assert pixels(clear)[0, 0].tolist() == [255, 255, 255]
+
+
+def test_what_the_file_held_is_told() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    decoded = decode(encoded(noise(1, 8), "JPEG", exif=exif, icc_profile=b"profile"))
+    assert (decoded.format, decoded.bits, decoded.frames) == ("JPEG", 8, 1)
+    assert (decoded.orientation, decoded.icc) == (8, b"profile")
+    deep = Image.fromarray(noise(1, 8, 1).astype(np.uint16) * 257)
+    assert decode(encoded(deep)).bits == decode(encoded(deep, "TIFF")).bits == 16
+    assert decode(encoded(Image.new("1", (8, 8)))).bits == 1
+    stored = decode(encoded(Image.new("RGBA", (2, 2), (9, 8, 7, 0)))).stored
+    assert stored is not None and stored.getpixel((0, 0)) == (9, 8, 7, 0)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_all_frames(kind: str) -> None:
+    images = [Image.fromarray(noise(n)).quantize(200).convert("RGB") for n in range(3)]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    content = encoded(images[0], kind, save_all=True, append_images=images[1:], **options)
+    assert decode(content).frames == 3
+    with quiet_pillow():
+        frames = [np.asarray(frame).astype(int) for frame in decode_frames(content)]
+        assert len(frames) == 3
+        for frame, image in zip(frames, images, strict=True):  # a GIF has one palette of 256
+            assert np.abs(frame - np.asarray(image)).mean() <= (40 if kind == "GIF" else 0)
+        if kind in ("GIF", "PNG"):
+            with pytest.raises(DataError, match=r"frame \d is damaged"):
+                list(decode_frames(content[: len(content) * 9 // 10]))
+        assert len(list(decode_frames(encoded(images[0])))) == 1
+
+
 def test_bad_bytes_are_errors() -> None:
     jpeg = encoded(noise(1, 64), "JPEG")
     png = encoded(noise(1, 64))
-    for content, text in (
-        (b"", "empty"),
-        (b"just some text", "not a PNG"),
-        (jpeg[: len(jpeg) // 2], "truncated"),
-        (png[: len(png) // 2], "truncated"),
-        (png_bomb(40_000, 40_000), "decompression bomb"),
-        (png_bomb(9_000, 9_000), "bomb: the header claims 9000x9000"),
-        (png_bomb(30_001, 1), "decompression bomb"),
+    for content, kind, text in (
+        (b"", "zero-byte", "empty"),
+        (b"just some text", "unreadable", "not a PNG"),
+        (jpeg[: len(jpeg) // 2], "truncated", "truncated"),
+        (jpeg[:10], "truncated", "header"),
+        (png[: len(png) // 2], "truncated", "truncated"),
+        (png_bomb(40_000, 40_000), "decompression-bomb", "decompression bomb"),
+        (png_bomb(9_000, 9_000), "decompression-bomb", "bomb: the header claims 9000x9000"),
+        (png_bomb(30_001, 1), "decompression-bomb", "decompression bomb"),
     ):
-        with pytest.raises(DataError, match=text):
+        with pytest.raises(Undecodable, match=text) as caught:
             decode(content)
+        assert caught.value.kind == kind
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
 def test_damaged_bytes_raise_nothing_but_data_errors(kind: str) -> None:
     whole = bytearray(encoded(noise(3, 16), kind))
     rng = np.random.default_rng(0)

@@ -1,13 +1,19 @@
 """Each kind of source with planted classes, splits and faults."""
 
+import io
 import json
 import os
+import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pictures import encoded, noise, write_tree
+from PIL import Image
 
 from poise.data.sources import Source, open_source
 from poise.errors import DataError, UsageError
@@ -20,6 +26,16 @@ def as_zip(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
+def as_tar(path: Path, files: dict[str, bytes]) -> Path:
+    path = path.with_suffix(".tar")
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
 def as_folder(path: Path, files: dict[str, bytes]) -> Path:
     return write_tree(path.with_suffix(""), files)
 
@@ -28,11 +44,11 @@ def labels(source: Source) -> dict[str, str | None]:
     return {i.name: None if i.label is None else source.label_names[i.label] for i in source.items}
 
 
-both_kinds = pytest.mark.parametrize("make", [as_folder, as_zip])
+every_kind = pytest.mark.parametrize("make", [as_folder, as_zip, as_tar])
 X = encoded(noise(0))
 
 
-@both_kinds
+@every_kind
 def test_class_folders_in_order_of_names(make, tmp_path: Path) -> None:
     source = open_source(
         make(tmp_path / "s.zip", {"dog/2.png": X, "cat/deep/1.JPG": X, "dog/10.tiff": X})
@@ -45,14 +61,14 @@ def test_class_folders_in_order_of_names(make, tmp_path: Path) -> None:
     assert [source.read(n) for n in range(3)] == [X] * 3
 
 
-@both_kinds
+@every_kind
 def test_flat_and_wrapped(make, tmp_path: Path) -> None:
     assert labels(open_source(make(tmp_path / "a.zip", {"1.png": X}))) == {"1.png": None}
     wrapped = {"all/my/cat/1.png": X, "all/my/dog/2.png": X}
     assert set(labels(open_source(make(tmp_path / "b.zip", wrapped))).values()) == {"cat", "dog"}
 
 
-@both_kinds
+@every_kind
 def test_given_splits(make, tmp_path: Path) -> None:
     files = {"w/train/a/1.png": X, "w/Validation/a/2.png": X, "w/test/b/3.png": X}
     source = open_source(make(tmp_path / "s.zip", files))
@@ -66,21 +82,21 @@ def test_given_splits(make, tmp_path: Path) -> None:
     assert no_train.label_names == ("test", "val")
 
 
-@both_kinds
+@every_kind
 def test_other_files_are_counted_hidden_ones_are_not(make, tmp_path: Path) -> None:
     files = {"1.png": X, "readme.txt": b"", ".DS_Store": b"", "__MACOSX/1.png": X, ".h/2.png": X}
     source = open_source(make(tmp_path / "s.zip", files))
     assert [i.name for i in source.items] == ["1.png"] and source.ignored == ("readme.txt",)
 
 
-@both_kinds
+@every_kind
 def test_images_beside_class_folders_are_left_out_aloud(make, tmp_path: Path) -> None:
     source = open_source(make(tmp_path / "s.zip", {"a/1.png": X, "b/2.png": X, "stray.png": X}))
     assert len(source.items) == 2 and source.ignored == ("stray.png",)
     assert "1 image lies beside" in source.warnings[0] and "stray.png" in source.warnings[0]
 
 
-@both_kinds
+@every_kind
 def test_manifest(make, tmp_path: Path) -> None:
     entries = [["x/1.png", 7], ["x/2.png", 3], ["x/none.png", 3], ["../out.png", 3]]
     entries.append(["x/1.png", 3])
@@ -95,7 +111,7 @@ def test_manifest(make, tmp_path: Path) -> None:
     assert "1 entry listed again" in text and "1 image is not listed" in text
 
 
-@both_kinds
+@every_kind
 def test_manifest_without_labels(make, tmp_path: Path) -> None:
     files = {"a/1.png": X, "b/2.png": X, "dataset.json": b'{"labels": null}'}
     assert open_source(make(tmp_path / "s.zip", files)).label_names == ()
@@ -150,32 +166,9 @@ def test_npz(tmp_path: Path) -> None:
         assert np.array_equal(source.read(1), colour[1, ..., 0]) and source.label_names == ()
 
 
-@pytest.mark.parametrize(
-    "arrays",
-    [
-        (np.zeros((4, 8, 8, 3), np.float32),),
-        (np.zeros((4, 8, 8, 2), np.uint8),),
-        (np.zeros((0, 8, 8, 3), np.uint8),),
-        (np.zeros((8, 8), np.uint8),),
-        (np.zeros((4, 8, 8), np.uint8), np.zeros(3, int)),
-        (np.zeros((4, 8, 8), np.uint8), np.zeros(4)),
-        (np.array([object()]),),
-    ],
-)
-def test_npz_that_is_wrong(arrays, tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", *arrays)
-    with pytest.raises(DataError, match=r"x\.npz") as caught:
-        open_source(tmp_path / "x.npz")
-    assert caught.value.expected and caught.value.remedy
-
-
-def test_npz_without_images_or_no_npz(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", images=np.zeros(3))
-    with pytest.raises(DataError, match="images, but no arr_0"):
-        open_source(tmp_path / "x.npz")
-    (tmp_path / "y.npz").write_bytes(b"not an archive")
-    with pytest.raises(DataError, match="cannot be read"):
-        open_source(tmp_path / "y.npz")
+def test_an_unknown_way_with_missing_values(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="guess"):
+        open_source("digits", missing="guess")
 
 
 def test_digits_are_the_ones_of_scikit_learn() -> None:
@@ -197,3 +190,88 @@ def test_wrong_paths(tmp_path: Path) -> None:
     (tmp_path / "bad.zip").write_bytes(b"PK nonsense")
     with pytest.raises(DataError, match="cannot be read"):
         open_source(tmp_path / "bad.zip")
+
+
+@every_kind
+def test_images_are_known_by_their_first_bytes_where_the_suffix_is_unknown(
+    make, tmp_path: Path
+) -> None:
+    taken = {f"1.{kind.lower()}_": encoded(noise(1), kind) for kind in ("PNG", "JPEG", "BMP")}
+    taken |= {"2": encoded(noise(2), "TIFF"), "3.jfif": encoded(noise(3), "WEBP")}
+    taken |= {"4.weird": encoded(Image.fromarray(noise(4)), "GIF"), "5.gif": X}
+    left = {"a.bin": X, "b.nef": X, "c.txt": X, "d": b"BMW and no bitmap", "e": b"", "f": b"GIF"}
+    source = open_source(make(tmp_path / "s.zip", taken | left))
+    assert {i.name for i in source.items} == set(taken)
+    assert set(source.ignored) == set(left)
+
+
+def test_files_that_lead_out_are_never_opened(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"secret.txt": b"secret", "root/1.png": X, "table.csv": b"file_name\nx"})
+    (tmp_path / "root" / "1.txt").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "root" / "metadata.csv").symlink_to(tmp_path / "table.csv")
+    (tmp_path / "root" / "dataset.json").symlink_to(tmp_path / "table.csv")
+    (tmp_path / "root" / "shard.tar").symlink_to(tmp_path / "table.csv")
+    (tmp_path / "root" / "unknown").symlink_to(tmp_path / "secret.txt")
+    source = open_source(tmp_path / "root")
+    assert source.items[0].caption is None and source.warnings == ()
+    assert set(source.ignored) == {"1.txt", "metadata.csv", "dataset.json", "unknown"}
+    assert [f.name for f in source.refused] == ["shard.tar"]
+
+
+def test_zip_links_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+        link = zipfile.ZipInfo("link.png")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+        archive.writestr("1.png", X)
+    source = open_source(tmp_path / "s.zip")
+    assert [(f.name, f.reason) for f in source.refused] == [("link.png", "it is a symbolic link")]
+    assert [i.name for i in source.items] == ["1.png"]
+
+
+part = st.text(st.sampled_from("aé1 ._-#%'\"&"), min_size=1, max_size=5).filter(
+    lambda text: text.strip(" .") and not text.endswith((" ", "."))
+)
+names = st.lists(st.lists(part, min_size=1, max_size=3), min_size=1, max_size=12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(names, st.data())
+def test_a_folder_its_zip_and_its_tar_are_the_same_source(tree, data) -> None:
+    files: dict[str, bytes] = {}
+    for number, parts in enumerate(tree):
+        suffix = data.draw(st.sampled_from([".png", ".PNG", ".txt", ".cls", ".json", "", ".gif"]))
+        name = "/".join([*(f"{p}d" for p in parts[:-1]), parts[-1]]) + suffix
+        text = {".txt": b"a caption", ".cls": b"%d" % (number % 3), ".json": b'{"label": 2}'}
+        files[name] = text.get(suffix.lower(), X[: number + 1] if suffix == "" else X)
+    with tempfile.TemporaryDirectory() as folder:
+        places = [make(Path(folder) / "s.zip", files) for make in (as_folder, as_zip, as_tar)]
+        seen = []
+        for place in places:
+            try:
+                source = open_source(place)
+            except DataError as error:
+                seen.append(error.found.partition(" ")[2])
+                continue
+            contents = [source.read(n) for n in range(len(source.items))]
+            rest = (source.label_names, sorted(source.ignored), source.warnings, source.refused)
+            seen.append((source.items, contents, rest))
+    assert seen[0] == seen[1] == seen[2]
+
+
+hostile = st.text(st.sampled_from("a/\\.:C"), min_size=1, max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(hostile, min_size=1, max_size=6))
+def test_no_name_leads_out_of_an_archive(bad) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for make in (as_zip, as_tar):
+            place = make(Path(folder) / "s.zip", {"ok.png": X} | {f"{n}.png": X for n in bad})
+            source = open_source(place)
+            for item in source.items:
+                inside = Path(os.path.normpath(Path(folder) / item.name))
+                assert inside.is_relative_to(folder) and not item.name.startswith("/")
+                assert ".." not in item.name.split("/") and "\0" not in item.name
+            listed = [*(i.name for i in source.items), *source.ignored]
+            assert len(listed) == len(set(listed)) and "ok.png" in listed

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import dataset_of, distinct
 
-from poise.data.splits import SPLITS, Splits, split
+from poise.data.splits import SPLITS, Splits, split, split_groups
 from poise.errors import DataError, UsageError
 
 SHARES = (0.8, 0.1, 0.1)
@@ -134,3 +134,27 @@ def test_too_few_different_images() -> None:
 def test_unknown_split() -> None:
     with pytest.raises(UsageError, match="Did you mean 'train'"):
         split(dataset_of(distinct(list(range(50)))), SHARES, 0).of("trian")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(100, 300), st.integers(0, 60), st.integers(0, 99), st.integers(0, 99))
+def test_groups_stay_together_and_new_items_move_none(kinds, added, seed, drawn) -> None:
+    groups = np.random.default_rng(drawn).integers(0, kinds, 500).tolist()
+    more = [*groups, *range(1000, 1000 + added), *groups[:added]]  # new groups, and old ones grow
+    before, after = (
+        split_groups(those, [f"group {k}" for k in those], None, [None] * len(those), SHARES, seed)
+        for those in (groups, more)
+    )
+    assert after.sides[: len(groups)] == before.sides
+    together: dict[int, set[str | None]] = {}
+    for group, side in zip(more, after.sides, strict=True):
+        together.setdefault(group, set()).add(side)
+    assert all(len(sides) == 1 and None not in sides for sides in together.values())
+
+
+def test_a_group_given_to_two_splits_stays_in_the_stronger() -> None:
+    given_splits = ["train"] * 30 + ["val", "test", None]
+    roots = [*range(30), 3, 3, 3]
+    made = split_groups(roots, [str(k) for k in roots], None, given_splits, SHARES, 0)
+    assert made.sides[31] == "test" and made.dropped == {3: 31, 30: 31, 32: 31}
+    assert [made.sides[i] for i in (3, 30, 32)] == [None] * 3

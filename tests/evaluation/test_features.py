@@ -73,6 +73,18 @@ def test_random_conv_takes_any_resolution_and_grey_as_equal_channels(shape):
     np.testing.assert_allclose(f, extract(RandomConv(), grey.expand(-1, 3, -1, -1)), atol=1e-5)
 
 
+def test_random_conv_of_other_channel_counts():
+    x = torch.randint(256, (4, 7, 16, 16), generator=torch.Generator().manual_seed(1)).byte()
+    two = x[:, [0, 1, 0]]
+    np.testing.assert_array_equal(extract(RandomConv(), x[:, :2]), extract(RandomConv(), two))
+    # Runs of 3, 2 and 2 neighbours; equal channels in a run are their own mean.
+    seven = x[:, [0, 0, 0, 1, 1, 2, 2]]
+    three = extract(RandomConv(), x[:, :3])
+    np.testing.assert_allclose(extract(RandomConv(), seven), three, atol=2e-4)
+    four = extract(RandomConv(), x[:, [0, 0, 1, 2]])
+    np.testing.assert_allclose(four, three, atol=2e-4)
+
+
 def test_pixels_are_exact():
     x = torch.arange(48).byte().view(1, 3, 4, 4)
     np.testing.assert_allclose(extract(Pixels(), x)[0], np.arange(48) / 127.5 - 1, atol=1e-7)
@@ -102,6 +114,6 @@ def test_bad_images_and_features_are_named():
     for bad in (x.float(), x[0], x[:0]):
         with pytest.raises(DataError, match="uint8"):
             extract(Pixels(), bad)
-    for bad in (x.expand(-1, 2, -1, -1), x[..., :7]):
+    for bad in (x[..., :7], x[..., :7, :]):
         with pytest.raises(DataError, match="random_conv"):
             extract(RandomConv(), bad)

@@ -65,7 +65,9 @@ def plain_step(rig: Rig, state: TrainState, *, stock: bool) -> None:
     for piece, rows in _pieces(rig, noised, labels):
         clean, x = (t.contiguous(memory_format=_layout(stock)) for t in (piece.clean, piece.x))
         with torch.autocast(device.type, torch.bfloat16) if cast else nullcontext():
-            loss = denoising_loss(denoiser, Noised(clean, piece.sigma, x), rows, weighting)
+            loss = denoising_loss(
+                denoiser, Noised(clean, piece.sigma, x, piece.augment), rows, weighting
+            )
         (loss.weighted.sum() * scale).backward()  # type: ignore[no-untyped-call]
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config.training, state.images_seen)
@@ -148,10 +150,4 @@ def _scale(noised: Noised) -> float:
 
 def _pieces(rig: Rig, noised: Noised, labels: Tensor | None) -> list[tuple[Noised, Tensor | None]]:
     parts = [slice(i, i + rig.micro) for i in range(0, len(noised.clean), rig.micro)]
-    return [
-        (
-            Noised(noised.clean[part], noised.sigma[part], noised.x[part]),
-            None if labels is None else labels[part],
-        )
-        for part in parts
-    ]
+    return [(noised.part(p), None if labels is None else labels[p]) for p in parts]

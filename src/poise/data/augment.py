@@ -1,13 +1,19 @@
-"""Horizontal flips: whether they keep the classes (measured), and how they are done."""
+"""Plain transforms that the network is not told of: flips, and what classifiers train with.
+
+Whether flips keep the classes is measured.
+"""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from poise.errors import UsageError
+
 _FLIP_THRESHOLD = 0.008
 _FEWEST = 8  # images below which a class's mean image says nothing
 _MANY = 50  # images above which one class alone can decide
 _CHUNK = 4096
+_CHUNK_BYTES = 2**26  # of uint8; a chunk is worked on in numbers of four bytes and more
 
 
 def flips_keep_classes(images: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> bool:
@@ -59,12 +65,85 @@ def flip_images(images: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     return torch.where(drawn[:, None, None, None], images.flip(-1), images)
 
 
+def classifier_augment(
+    images: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    flip: bool = True,
+    crop: int = 0,
+    colour: float = 0.0,
+) -> torch.Tensor:
+    """Random variants of images that keep their class, for training a classifier.
+
+    Args:
+        images: [B, C, H, W], uint8, or floats in [-1, 1].
+        generator: of the device that `images` are on.
+        flip: mirror each image left to right with probability 1/2.
+        crop: shift each image by up to so many pixels in each direction, reflecting at the border:
+            a window cut at random from the padded image. Below the side of the image.
+        colour: strength c in [0, 1]. Brightness moves by up to c / 2 of the range; contrast and,
+            with 3 channels, saturation are scaled by factors in [1 - c, 1 + c].
+
+    Returns:
+        The same shape and type; values stay in range.
+
+    Raises:
+        UsageError: `crop` or `colour` out of range.
+    """
+    if not 0 <= crop < min(images.shape[2:]) or not 0 <= colour <= 1:
+        raise UsageError(
+            f"crop = {crop} and colour = {colour} for images of {tuple(images.shape[2:])} pixels.",
+            expected="crop from 0 to below the side in pixels, colour from 0 to 1",
+        )
+    if flip:
+        images = flip_images(images, generator)
+    if crop:
+        images = _shifted(images, crop, generator)
+    return _recoloured(images, colour, generator) if colour else images
+
+
+def _shifted(images: torch.Tensor, crop: int, generator: torch.Generator) -> torch.Tensor:
+    B, _, H, W = images.shape
+    place = images.device
+    by = torch.randint(-crop, crop + 1, (2, B, 1), generator=generator, device=place)
+    rows, columns = (
+        # 1, 0, 1, ... and ..., n - 2, n - 1, n - 2: reflected without repeating the border
+        side - 1 - (side - 1 - (torch.arange(side, device=place) + shift).abs()).abs()
+        for side, shift in ((H, by[0]), (W, by[1]))
+    )
+    first = torch.arange(B, device=place)[:, None, None]
+    last = images.permute(0, 2, 3, 1)  # [B, H, W, C]
+    moved: torch.Tensor = last[first, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2).contiguous()
+
+
+def _recoloured(images: torch.Tensor, colour: float, generator: torch.Generator) -> torch.Tensor:
+    low, high = (0.0, 255.0) if images.dtype == torch.uint8 else (-1.0, 1.0)
+    drawn = torch.rand(3, len(images), 1, 1, 1, generator=generator, device=images.device)
+    brightness, contrast, saturation = (drawn * 2 - 1) * colour
+    x = images.to(torch.float32)
+    if images.shape[1] == 3:
+        gray = x.mean(1, keepdim=True)
+        x = gray + (x - gray) * (1 + saturation)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = mean + (x - mean) * (1 + contrast) + brightness * (high - low) / 2
+    x = x.clamp(low, high)
+    changed: torch.Tensor = (x.round() if images.dtype == torch.uint8 else x).to(images.dtype)
+    return changed
+
+
+def _chunk(images: NDArray[np.uint8]) -> int:
+    """Images that are worked on at once."""
+    return max(1, min(_CHUNK, _CHUNK_BYTES // int(np.prod(images.shape[1:]))))
+
+
 def _total_variance(images: NDArray[np.uint8]) -> float:
     """Variance over images, averaged over pixels, in units of [0, 255] squared."""
     first = np.zeros(images.shape[1:])
     second = np.zeros(images.shape[1:])
-    for start in range(0, len(images), _CHUNK):
-        part = images[start : start + _CHUNK].astype(np.float32)
+    chunk = _chunk(images)
+    for start in range(0, len(images), chunk):
+        part = images[start : start + chunk].astype(np.float32)
         first += part.sum(0, dtype=np.float64)
         second += np.square(part).sum(0, dtype=np.float64)
     mean = first / len(images)
@@ -75,8 +154,9 @@ def _antisymmetric_energy(images: NDArray[np.uint8], group: NDArray[np.int64]) -
     """Unbiased estimate of the mean square of the antisymmetric half of the group's mean."""
     first = np.zeros(images.shape[1:])
     second = np.zeros(images.shape[1:])
-    for start in range(0, len(group), _CHUNK):
-        whole = images[group[start : start + _CHUNK]].astype(np.float32)
+    chunk = _chunk(images)
+    for start in range(0, len(group), chunk):
+        whole = images[group[start : start + chunk]].astype(np.float32)
         part = (whole - whole[..., ::-1]) * np.float32(0.5)
         first += part.sum(0, dtype=np.float64)
         second += np.square(part).sum(0, dtype=np.float64)

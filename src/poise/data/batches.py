@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from poise.data.augment import flip_images
-from poise.data.dataset import Dataset
+from poise.data.balance import check_weights, draws
+from poise.data.imageset import Dataset
 from poise.errors import DataError, UsageError
 from poise.runtime import generator_at
 
 _FLATTEST = 1e-3  # standard deviation in [-1, 1] below which nothing is left to learn
 _CHUNK = 4096
+_CHUNK_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,12 @@ def batches(
     seed: int,
     start: int = 0,
     flip: bool = False,
+    weights: NDArray[np.float64] | None = None,
 ) -> Iterator[Batch]:
     """Batches without end; every epoch holds each member once, in an order of its own.
+
+    With `weights` an epoch has as many draws, but a member comes as often as its weight says,
+    rounded up or down (see `balance.draws`).
 
     Batches cross the border of epochs, so none is cut short or dropped. A stream from `start = k`
     equals the rest of the stream from 0, bit by bit, if k is a multiple of `batch` (without flips:
@@ -50,9 +56,10 @@ def batches(
         seed: the order and the flips follow from it.
         start: images seen before the first batch, >= 0.
         flip: mirror each image with probability 1/2.
+        weights: [M], how often each member is drawn, relative; None: all alike.
 
     Raises:
-        UsageError: no members, `batch` below 1 or `start` below 0.
+        UsageError: no members, `batch` below 1, `start` below 0, or weights that are no weights.
     """
     if len(members) == 0 or batch < 1 or start < 0:
         raise UsageError(
@@ -60,7 +67,17 @@ def batches(
             expected="at least one image, a batch of at least 1 and a position of at least 0",
             remedy="Check training.batch and the split.",
         )
-    return _stream(dataset, np.asarray(members, np.int64), batch, seed, start, flip)
+    if weights is not None:
+        weights = np.asarray(weights, np.float64)
+        check_weights(weights, len(members))
+    return _stream(dataset, np.asarray(members, np.int64), weights, batch, seed, start, flip)
+
+
+def lies_in_memory(dataset: Dataset) -> bool:
+    """Whether all images are an array in memory, so that a batch costs no more than its copy."""
+    images = dataset.images
+    mapped = isinstance(images, np.memmap) or not isinstance(images, np.ndarray)
+    return not mapped and bool(images.flags.writeable)
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:
@@ -85,8 +102,9 @@ def measure_sigma_data(images: NDArray[np.uint8], members: NDArray[np.int64]) ->
     """
     channels = images.shape[1]
     counts = np.zeros((channels, 256), np.int64)
-    for begin in range(0, len(members), _CHUNK):
-        part = images[members[begin : begin + _CHUNK]]
+    chunk = max(1, min(_CHUNK, _CHUNK_BYTES // int(np.prod(images.shape[1:]))))
+    for begin in range(0, len(members), chunk):
+        part = images[members[begin : begin + chunk]]
         for channel in range(channels):
             counts[channel] += np.bincount(part[:, channel].ravel(), minlength=256)
     values = np.arange(256) / 127.5 - 1
@@ -106,13 +124,13 @@ def measure_sigma_data(images: NDArray[np.uint8], members: NDArray[np.int64]) ->
 def _stream(
     dataset: Dataset,
     members: NDArray[np.int64],
+    weights: NDArray[np.float64] | None,
     batch: int,
     seed: int,
     start: int,
     flip: bool,
 ) -> Iterator[Batch]:
-    in_memory = not isinstance(dataset.images, np.memmap) and dataset.images.flags.writeable
-    source = torch.from_numpy(dataset.images) if in_memory else None
+    source = torch.from_numpy(dataset.images) if lies_in_memory(dataset) else None
     labels = None if dataset.labels is None else torch.from_numpy(dataset.labels.copy())
     epoch, order = -1, members
     seen = start
@@ -122,7 +140,8 @@ def _stream(
         while missing:
             if position // len(members) != epoch:
                 epoch = position // len(members)
-                order = members[_permutation(len(members), seed, epoch)]
+                drawn = members if weights is None else members[draws(weights, seed, epoch)]
+                order = drawn[_permutation(len(members), seed, epoch)]
             offset = position % len(members)
             parts.append(order[offset : offset + missing])
             position += len(parts[-1])
@@ -132,7 +151,7 @@ def _stream(
         if source is not None:
             images = source.index_select(0, indices)
         else:
-            images = torch.from_numpy(np.take(dataset.images, chosen, axis=0))
+            images = torch.from_numpy(np.asarray(dataset.images[chosen]))
         if flip:
             images = flip_images(images, generator_at(seed, seen, "flip"))
         yield Batch(images, None if labels is None else labels[indices], indices)

@@ -10,18 +10,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from poise.data.arrays import fit_array
 from poise.data.decode import Decoded, decode_in_thread, fit, quiet_pillow, read_header
+from poise.data.imageset import Dataset
 from poise.data.layout import Unreadable
 from poise.data.sources import Source, open_source
+from poise.data.store import is_store, load_store
 from poise.errors import DataError, PoiseError
 from poise.settings import DataConfig
+
+__all__ = ["Dataset", "Progress", "load_dataset"]
 
 _FEWEST = 10  # images without which no model can be trained and judged
 _SAMPLED = 512  # headers that decide the resolution
@@ -33,51 +37,6 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """Images of one size with all that was learnt while reading them; one entry per image."""
-
-    images: NDArray[np.uint8]  # [N, C, H, W], in memory or memory-mapped
-    labels: NDArray[np.int64] | None  # [N]
-    label_names: tuple[str, ...]  # empty: no classes
-    names: tuple[str, ...]
-    hashes: tuple[str, ...]  # sha256 of the decoded pixels and shape, before resizing
-    given_splits: tuple[str | None, ...]  # train, val, test, or None where nothing was given
-    unreadable: tuple[Unreadable, ...]
-    ignored: tuple[str, ...]
-    warnings: tuple[str, ...]
-    source: str
-    sizes: dict[str, int]  # "32x32" -> images; the 20 most common
-    modes: dict[str, int]  # "RGB" -> images, as the files have them
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def resolution(self) -> int:
-        """Side in pixels."""
-        return int(self.images.shape[2])
-
-    @property
-    def channels(self) -> int:
-        """1 (all images are gray) or 3."""
-        return int(self.images.shape[1])
-
-    @property
-    def num_classes(self) -> int:
-        """0 without labels."""
-        return len(self.label_names)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 over names, labels, hashes and resolution: equal for equal data."""
-        sha = hashlib.sha256(f"{self.resolution}:{self.label_names!r}".encode())
-        labels = [None] * len(self) if self.labels is None else self.labels.tolist()
-        for name, label, digest in zip(self.names, labels, self.hashes, strict=True):
-            sha.update(f"\n{name!r}:{label}:{digest}".encode("utf-8", "surrogateescape"))
-        return sha.hexdigest()
-
-
-@dataclass(frozen=True)
 class _Seen:
     """One image file after decoding."""
 
@@ -85,32 +44,47 @@ class _Seen:
     width: int
     height: int
     mode: str
-    gray: bool
+    channels: int
 
 
 def load_dataset(
-    source: str | Path, config: DataConfig, *, store: Path, progress: Progress | None = None
+    source: str | Path,
+    config: DataConfig,
+    *,
+    store: Path,
+    progress: Progress | None = None,
+    missing: str = "refuse",
 ) -> Dataset:
     """Read all images of `source` at one resolution.
 
     Args:
-        source: `digits`, or a path to a folder, .zip or .npz.
+        source: whatever `open_source` takes, or a data set that `poise prepare` made.
         config: resolution (unset: chosen from the data), limits of memory and unreadable files.
         store: folder of `pixels.u8`, written only if the images exceed `config.memory_gib`.
         progress: called with (files done, files in all).
+        missing: what to do with values of arrays that are NaN or infinite; see `open_source`.
 
     Raises:
         UsageError: there is no such source.
         DataError: no or too few images, too many unreadable ones, or a full disk.
     """
-    opened = open_source(source)
+    if is_store(source):
+        return load_store(Path(source), config)
+    opened = open_source(source, missing=missing)
     with quiet_pillow():
-        resolution, gray = _survey(opened, config.resolution)
-        loaded = _load(opened, resolution, 1 if gray else 3, config, store, progress)
+        resolution, channels = _survey(opened, config.resolution)
+        loaded = _load(opened, resolution, channels, config, store, progress)
         if loaded is None:  # a colour image beyond the sampled headers
             loaded = _load(opened, resolution, 3, config, store, progress)
     assert loaded is not None
-    images, seen = loaded
+    return _checked(opened, *loaded, config)
+
+
+def _checked(
+    opened: Source, images: NDArray[np.uint8], seen: list[_Seen | str], config: DataConfig
+) -> Dataset:
+    """The data set without the unreadable files, and what there is to say about it."""
+    resolution = images.shape[2]
     unreadable = [
         *(
             Unreadable(i.name, s)
@@ -126,6 +100,7 @@ def load_dataset(
             images[target] = images[origin]
     rows = [row for row in seen if isinstance(row, _Seen)]
     labels, label_names, warnings = _classes(opened, kept)
+    captions = tuple(opened.items[index].caption for index in kept)
     small = sum(min(row.width, row.height) < resolution for row in rows)
     if small:
         warnings.append(
@@ -145,32 +120,38 @@ def load_dataset(
         source=opened.name,
         sizes=dict(Counter(f"{row.width}x{row.height}" for row in rows).most_common(20)),
         modes=dict(Counter(row.mode for row in rows).most_common()),
+        captions=captions if any(text is not None for text in captions) else (),
     )
 
 
-def _survey(source: Source, wanted: int | None) -> tuple[int, bool]:
-    """The resolution, and whether the sampled images are all gray.
+def _survey(source: Source, wanted: int | None) -> tuple[int, int]:
+    """The resolution, and the channels: 1 if the sampled images are all gray, else 3.
 
-    Unset, the resolution is the median shorter side of up to 512 images, spread evenly over the
-    names, rounded down to a power of two from 8 to 64.
+    Arrays of other channel counts keep the count that most of the sampled ones have. Unset, the
+    resolution is the median shorter side of up to 512 images, spread evenly over the names, rounded
+    down to a power of two from 8 to 64.
     """
     step = max(1, -(-len(source.items) // _SAMPLED))
     sides: list[int] = []
-    gray = True
+    counts: Counter[int] = Counter()
     for index in range(0, len(source.items), step):
         try:
             content = source.read(index)
             if isinstance(content, bytes):
                 width, height, is_gray = read_header(content)
+                counts[1 if is_gray else 3] += 1
             else:
-                height, width, is_gray = *content.shape[:2], content.ndim == 2
+                height, width = content.shape[:2]
+                counts[content.shape[2] if content.ndim == 3 else 1] += 1
         except Exception:  # the full pass meets the same file again and names it
             continue
         sides.append(min(width, height))
-        gray = gray and is_gray
     side = int(np.median(sides)) if sides else _SMALLEST
     chosen = min(max(2 ** (max(side, 1).bit_length() - 1), _SMALLEST), _LARGEST)
-    return wanted or chosen, gray
+    common = counts.most_common(1)[0][0] if counts else 1
+    if common in (1, 3):
+        common = 3 if counts[3] else 1
+    return wanted or chosen, common
 
 
 def _load(
@@ -196,7 +177,7 @@ def _load(
     try:
         for rows in pool.map(read, range(0, total, _TASK)):
             seen += rows
-            if channels == 1 and any(isinstance(row, _Seen) and not row.gray for row in rows):
+            if channels == 1 and any(isinstance(row, _Seen) and row.channels == 3 for row in rows):
                 return None
             if progress:
                 progress(len(seen), total)
@@ -207,22 +188,38 @@ def _load(
 
 def _read_one(source: Source, index: int, images: NDArray[np.uint8]) -> _Seen | str:
     """Decode one file into its row; a text says why that failed."""
+    wanted, resolution = images.shape[1:3]
     try:
         content = source.read(index)
+        if not isinstance(content, bytes) and content.ndim == 3 and content.shape[2] != 3:
+            height, width, channels = content.shape
+            if channels != wanted:
+                return _disagreement(channels, wanted)
+            images[index] = fit_array(content, resolution)
+            sha = hashlib.sha256(f"{channels} channels:{width}x{height}:".encode())
+            sha.update(content.tobytes())
+            return _Seen(sha.hexdigest(), width, height, f"{channels} channels", channels)
         if isinstance(content, bytes):
             decoded = decode_in_thread(content)
         else:
             image = Image.fromarray(content)
             decoded = Decoded(image, image.mode)
         picture = decoded.image
-        images[index] = fit(picture, images.shape[2], images.shape[1])
+        channels = 1 if decoded.gray else 3
+        if wanted not in (1, 3):
+            return _disagreement(channels, wanted)
+        images[index] = fit(picture, resolution, wanted)
         sha = hashlib.sha256(f"{picture.mode}:{picture.width}x{picture.height}:".encode())
         sha.update(picture.tobytes())
-        return _Seen(sha.hexdigest(), *picture.size, decoded.mode, decoded.gray)
+        return _Seen(sha.hexdigest(), *picture.size, decoded.mode, channels)
     except PoiseError as error:
         return error.found
     except Exception as error:  # decoders of foreign bytes fail in many ways; all are reported
         return f"{type(error).__name__}: {error}"
+
+
+def _disagreement(channels: int, wanted: int) -> str:
+    return f"it has {channels} channels, where most images have {wanted}"
 
 
 def _allocate(

@@ -1,20 +1,19 @@
-"""From a list of file names to labelled images: class folders, given splits, `dataset.json`.
+"""From file names to labelled images: class folders, given splits, tables, files beside images.
 
-Pure functions of names, so a folder and a zip of it always give the same data set.
+Pure functions of names and of what tables say, so a folder, a zip and a tar of it always give the
+same data set.
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Literal
-
-from poise.errors import DataError
+from typing import Literal
 
 Split = Literal["train", "val", "test"]
 MANIFEST = "dataset.json"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-_SPLIT_NAMES: dict[str, Split] = {
+TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
     "val": "val",
     "valid": "val",
@@ -30,6 +29,8 @@ class Item:
     name: str  # with / on every system
     label: int | None
     split: Split | None
+    caption: str | None = None
+    group: str | None = None  # items of one group never lie on two sides of a split
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,52 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
+class Fact:
+    """What a table, or the files beside an image, say about it; None: nothing."""
+
+    label: int | str | None = None
+    split: Split | None = None
+    caption: str | None = None
+    group: str | None = None
+
+    def filled_from(self, other: "Fact") -> "Fact":
+        """This fact; where it says nothing, the other one."""
+        return Fact(
+            other.label if self.label is None else self.label,
+            other.split if self.split is None else self.split,
+            other.caption if self.caption is None else self.caption,
+            other.group if self.group is None else self.group,
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file that lists images: `dataset.json` or a `metadata` table."""
+
+    name: str
+    folder: str  # the rows' paths are relative to it; empty or ends in /
+    rows: tuple[tuple[str, Fact], ...] | None  # None: it says that there are no classes
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Layout:
     """What the names say: images in order of name, their classes, and what was left out."""
 
     items: tuple[Item, ...]
     label_names: tuple[str, ...]  # empty: no classes
-    refused: tuple[Unreadable, ...]
-    left_out: tuple[str, ...]
-    warnings: tuple[str, ...]
+    refused: tuple[Unreadable, ...] = ()
+    left_out: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class _Listed:
+    """What all tables together say."""
+
+    facts: dict[str, Fact] = field(default_factory=dict)
+    refused: list[Unreadable] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def is_image(name: str) -> bool:
@@ -62,7 +101,7 @@ def is_hidden(name: str) -> bool:
 
 
 def unsafe_reason(name: str) -> str | None:
-    """Why a path from an archive or manifest leads out of its folder; None if it stays inside."""
+    """Why a path from an archive or a table leads out of its folder; None if it stays inside."""
     path = name.replace("\\", "/")
     if path.startswith("/"):
         return "its path is absolute"
@@ -78,11 +117,11 @@ def unsafe_reason(name: str) -> str | None:
 def wrapper_of(images: Sequence[str], others: Sequence[str] = ()) -> str:
     """The folders that wrap everything: `photos/` for photos/cat/1.png and photos/dog/2.png.
 
-    Empty if there are none; else it ends in /. A folder beside which images or a `dataset.json`
-    lie is not a wrapper.
+    Empty if there are none; else it ends in /. A folder beside which images, a `dataset.json` or a
+    `metadata` table lie is not a wrapper.
     """
     prefix, known = "", set(others)
-    while images and prefix + MANIFEST not in known:
+    while images and not any(prefix + table in known for table in (MANIFEST, *TABLES)):
         heads = {name[len(prefix) :].partition("/")[:2] for name in images}
         if len(heads) != 1:
             break
@@ -93,127 +132,163 @@ def wrapper_of(images: Sequence[str], others: Sequence[str] = ()) -> str:
     return prefix
 
 
-def arrange(images: Sequence[str], others: Sequence[str], manifest: bytes | None) -> Layout:
-    """Classes and given splits from the names, or from `dataset.json` where there is one.
+def arrange(
+    images: Sequence[str],
+    others: Sequence[str] = (),
+    tables: Sequence[Table] = (),
+    beside: Mapping[str, Fact] | None = None,
+    given: Mapping[str, Split] | None = None,
+    *,
+    folders: bool = True,
+) -> Layout:
+    """Classes, splits, captions and groups of all images.
+
+    Labels come from one place for the whole source: from the tables if one of them has any, else
+    from the files beside the images, else from the folders. Images that this place says nothing
+    about are left out, with a warning. A split or caption in a table wins over one found beside
+    the image, and that over one given by folders.
 
     Args:
         images: paths of all image files, in any order.
         others: paths of the other files; only used to recognise wrapper folders.
-        manifest: content of `dataset.json`, None if there is none.
-
-    Raises:
-        DataError: the manifest cannot be understood.
+        tables: what lists images; those that are in none of them are left out.
+        beside: what the files beside an image say about it.
+        given: splits that something else gives, such as the name of a shard.
+        folders: whether folders may name classes and splits.
     """
-    prefix = wrapper_of(images, others)
-    splits = _given_splits(images, prefix)
-    if manifest is not None:
-        return _from_manifest(sorted(images), prefix, manifest, splits)
-    return _from_folders(sorted(images), prefix, splits)
+    beside, given = beside or {}, given or {}
+    names = sorted(images)
+    prefix = wrapper_of(names, others)
+    tops = _split_folders(names, prefix) if folders else {}
+    listed = _listed(set(names), tables)
+    left_out: list[str] = []
+    if any(table.rows is not None for table in tables):
+        left_out = [name for name in names if name not in listed.facts]
+        names = [name for name in names if name in listed.facts]
+        if left_out:
+            where = ", ".join(table.name for table in tables if table.rows is not None)
+            listed.warnings.append(
+                f"{_count(len(left_out), 'image is', 'images are')} not listed in {where} "
+                f"and left out, such as {left_out[0]}."
+            )
+    labels, lost, warnings = _labels(names, prefix, tops, listed, beside, tables, folders=folders)
+    classes = _sorted_classes(labels.values())
+    index = {str(label): position for position, label in enumerate(classes)}
+    items = []
+    for name in names:
+        if name in labels:
+            fact = listed.facts.get(name, Fact()).filled_from(beside.get(name, Fact()))
+            top = tops.get(name[len(prefix) :].partition("/")[0])
+            label = labels[name]
+            number = None if label is None else index[str(label)]
+            split = fact.split or given.get(name) or top
+            items.append(Item(name, number, split, fact.caption, fact.group))
+    return Layout(
+        tuple(items),
+        tuple(map(str, classes)),
+        tuple(listed.refused),
+        (*left_out, *lost),
+        (*listed.warnings, *warnings),
+    )
 
 
-def _given_splits(images: Sequence[str], prefix: str) -> dict[str, Split]:
+def _split_folders(images: Sequence[str], prefix: str) -> dict[str, Split]:
     """Top folder -> split, when every top folder is named like a split and one is train."""
     inner = [name[len(prefix) :] for name in images]
     tops = {name.partition("/")[0] for name in inner if "/" in name}
-    found = {top: _SPLIT_NAMES[top.lower()] for top in tops if top.lower() in _SPLIT_NAMES}
+    found = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES}
     return found if len(found) == len(tops) and "train" in found.values() else {}
 
 
-def _from_folders(images: list[str], prefix: str, splits: dict[str, Split]) -> Layout:
-    rows: list[tuple[str, str | None, Split | None]] = []
+def _listed(present: set[str], tables: Sequence[Table]) -> _Listed:
+    """The rows of all tables that name an image; a path that leads out is refused."""
+    listed = _Listed()
+    for table in tables:
+        own: set[str] = set()
+        missing: list[str] = []
+        repeated: list[str] = []
+        for path, fact in table.rows or ():
+            reason = unsafe_reason(path)
+            name = table.folder + str(PurePosixPath(path.replace("\\", "/")))
+            if reason:
+                text = f"listed in {table.name}, but {reason}"
+                listed.refused.append(Unreadable(path, text))
+            elif name not in present:
+                missing.append(path)
+            elif name in own:
+                repeated.append(path)
+            else:
+                own.add(name)
+                listed.facts[name] = listed.facts.get(name, Fact()).filled_from(fact)
+        listed.warnings += table.warnings
+        listed.warnings += [
+            f"{table.name}: {_count(len(names), 'entry', 'entries')} {text}, such as {names[0]}."
+            for names, text in (
+                (missing, "without an image file"),
+                (repeated, "listed again (the first one counts)"),
+            )
+            if names
+        ]
+    return listed
+
+
+def _labels(
+    names: list[str],
+    prefix: str,
+    tops: Mapping[str, Split],
+    listed: _Listed,
+    beside: Mapping[str, Fact],
+    tables: Sequence[Table],
+    *,
+    folders: bool,
+) -> tuple[dict[str, int | str | None], list[str], list[str]]:
+    """Name -> label of the images that are kept; those left out; warnings."""
+    for facts, where in ((listed.facts, "in the table"), (beside, "beside them")):
+        found = {n: facts[n].label for n in names if n in facts and facts[n].label is not None}
+        if found:
+            lost = [name for name in names if name not in found]
+            have = _count(len(lost), "image has", "images have")
+            be = "is" if len(lost) == 1 else "are"
+            text = f"{have} no label {where} and {be} left out, such as {{}}."
+            return dict(found), lost, [text.format(lost[0])] if lost else []
+        if facts is listed.facts and any(table.rows is None for table in tables):
+            return dict.fromkeys(names), [], []
+    return _folder_labels(names, prefix, tops) if folders else (dict.fromkeys(names), [], [])
+
+
+def _folder_labels(
+    names: list[str], prefix: str, tops: Mapping[str, Split]
+) -> tuple[dict[str, int | str | None], list[str], list[str]]:
+    labels: dict[str, int | str | None] = {}
     left_out: list[str] = []
-    for name in images:
+    for name in names:
         head, slash, rest = name[len(prefix) :].partition("/")
-        if not splits:
-            rows.append((name, head if slash else None, None))
+        if not tops:
+            labels[name] = head if slash else None
         elif slash:
             folder = rest.partition("/")
-            rows.append((name, folder[0] if folder[1] else None, splits[head]))
+            labels[name] = folder[0] if folder[1] else None
         else:
             left_out.append(name)
-    classes = sorted({label for _, label, _ in rows if label is not None})
-    if classes:
-        left_out += [name for name, label, _ in rows if label is None]
-        rows = [row for row in rows if row[1] is not None]
-    index = {label: position for position, label in enumerate(classes)}
-    items = tuple(Item(n, None if c is None else index[c], s) for n, c, s in rows)
-    warnings = []
-    if left_out:
-        warnings.append(
-            f"{_count(len(left_out), 'image lies', 'images lie')} beside the folders and left out, "
-            f"such as {left_out[0]}: the folder says neither class nor split."
-        )
-    return Layout(items, tuple(classes), (), tuple(left_out), tuple(warnings))
+    if any(label is not None for label in labels.values()):
+        left_out += [name for name, label in labels.items() if label is None]
+        labels = {name: label for name, label in labels.items() if label is not None}
+    if not left_out:
+        return labels, [], []
+    text = (
+        f"{_count(len(left_out), 'image lies', 'images lie')} beside the folders and left out, "
+        f"such as {left_out[0]}: the folder says neither class nor split."
+    )
+    return labels, left_out, [text]
 
 
-def _from_manifest(
-    images: list[str], prefix: str, manifest: bytes, splits: dict[str, Split]
-) -> Layout:
-    def split_of(name: str) -> Split | None:
-        return splits.get(name[len(prefix) :].partition("/")[0])
-
-    entries = _parse(manifest)
-    if entries is None:
-        return Layout(tuple(Item(n, None, split_of(n)) for n in images), (), (), (), ())
-    present, listed = set(images), dict[str, int | str]()
-    refused: list[Unreadable] = []
-    missing: list[str] = []
-    repeated: list[str] = []
-    for path, label in entries:
-        reason = unsafe_reason(path)
-        name = prefix + str(PurePosixPath(path.replace("\\", "/")))
-        if reason:
-            refused.append(Unreadable(path, f"listed in {MANIFEST}, but {reason}"))
-        elif name not in present:
-            missing.append(path)
-        elif name in listed:
-            repeated.append(path)
-        else:
-            listed[name] = label
-    left_out = tuple(name for name in images if name not in listed)
-    warnings = [
-        f"{MANIFEST}: {_count(len(names), 'entry', 'entries')} {text}, such as {names[0]}."
-        for names, text in (
-            (missing, "without an image file"),
-            (repeated, "listed again (the first one counts)"),
-        )
-        if names
-    ]
-    if left_out:
-        warnings.append(
-            f"{_count(len(left_out), 'image is', 'images are')} not listed in {MANIFEST} "
-            f"and left out, such as {left_out[0]}."
-        )
-    classes = sorted(set(listed.values()), key=lambda c: (isinstance(c, str), c))
-    index = {label: position for position, label in enumerate(classes)}
-    items = tuple(Item(n, index[listed[n]], split_of(n)) for n in images if n in listed)
-    return Layout(items, tuple(map(str, classes)), tuple(refused), left_out, tuple(warnings))
-
-
-def _parse(manifest: bytes) -> list[tuple[str, int | str]] | None:
-    """The (path, class) pairs; None when `labels` is null."""
-    form = '{"labels": [["folder/image.png", 3], ...]} or {"labels": null}'
-    remedy = f"Correct {MANIFEST}, or remove it to take the classes from the folders."
-    try:
-        raw: Any = json.loads(manifest)
-        entries = raw["labels"]
-        if entries is None:
-            return None
-        pairs = [(path, label) for path, label in entries]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{MANIFEST} cannot be understood: {type(error).__name__}: {error}.",
-            expected=form,
-            remedy=remedy,
-        ) from None
-    kinds = {type(label) for _, label in pairs}
-    if any(not isinstance(path, str) for path, _ in pairs) or (kinds not in ({int}, {str}, set())):
-        raise DataError(
-            f"{MANIFEST} holds entries that are not a path and one class.",
-            expected=form,
-            remedy=remedy,
-        )
-    return pairs
+def _sorted_classes(labels: Iterable[int | str | None]) -> list[int | str]:
+    """Numbers first, in their order, then names; 3 and "3" are one class."""
+    distinct: dict[str, int | str] = {}
+    for label in labels:
+        if label is not None:
+            distinct.setdefault(str(label), label)
+    return sorted(distinct.values(), key=lambda label: (isinstance(label, str), label))
 
 
 def _count(number: int, one: str, many: str) -> str:

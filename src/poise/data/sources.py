@@ -1,70 +1,51 @@
-"""Where images come from: a folder, a zip, an .npz, or the built-in digits; one `Source` for all.
+"""Where images come from: one `Source` for folders, archives, tables, arrays and saved data sets.
 
-Nothing is decoded here and nothing is extracted: a source knows names, classes and given splits,
-and hands out the content of one file at a time.
+Nothing is decoded here and nothing is extracted: a source knows names, classes, captions and given
+splits, and hands out the content of one image at a time.
 """
 
-import os
-import threading
-import zipfile
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from poise.data.layout import (
-    MANIFEST,
-    Item,
-    Layout,
-    Unreadable,
-    arrange,
-    is_hidden,
-    is_image,
-    unsafe_reason,
-    wrapper_of,
-)
+from poise.data.arrays import ArrayReader, Mapping, Missing, open_arrays
+from poise.data.folders import list_folder
+from poise.data.layout import Item, arrange
+from poise.data.listing import Content, Listing, Source
+from poise.data.saved import is_saved, open_saved
+from poise.data.tables import find_beside, find_tables
+from poise.data.tars import is_tar, list_tars
+from poise.data.zips import list_zip
 from poise.errors import DataError, UsageError
 
-_MAX_FILE_BYTES = 512 * 2**20
-_ZIP_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-_NPZ_ERRORS = (*_ZIP_ERRORS, TypeError, AttributeError)  # the last two: not an archive of arrays
-_KINDS = "the word digits, a folder of images, a .zip of one, or an .npz with arr_0 (and arr_1)"
+__all__ = ["Content", "Source", "open_source"]
 
-# What `Source.read` returns: the bytes of a file, or pixels [H, W] or [H, W, 3] of an array source.
-Content = bytes | NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Source:
-    """The images of one place, in order of their names.
-
-    `read(index)` returns the content of `items[index]` and may be called from many threads; it
-    raises OSError, zipfile or ValueError errors for files that cannot be read.
-    """
-
-    name: str
-    items: tuple[Item, ...]
-    label_names: tuple[str, ...]  # empty: no classes
-    read: Callable[[int], Content]
-    refused: tuple[Unreadable, ...] = ()  # never opened, with the reason
-    ignored: tuple[str, ...] = ()  # not images, or images that the layout leaves out
-    warnings: tuple[str, ...] = ()
+_KINDS = (
+    "the word digits, a folder of images, a .zip or .tar of one, a folder of .tar shards, an .npz "
+    "or .npy, or a data set saved by Hugging Face datasets"
+)
 
 
-def open_source(source: str | Path) -> Source:
+def open_source(source: str | Path, *, missing: str = "refuse", group_by: str = "group") -> Source:
     """Find out what `source` is and list its images.
 
     Args:
-        source: the word `digits`, or a path to a folder, a .zip or an .npz.
+        source: the word `digits`, or a path: a folder, zip or tar of images (with class folders, a
+            `metadata` table, `dataset.json`, or files beside the images), a folder of tars, an
+            .npz or .npy, or a folder that Hugging Face's `datasets` saved.
+        missing: values in arrays that are NaN or infinite: `refuse` makes their image unreadable,
+            `mask` fills them with the mean of their channel.
+        group_by: the column of a table that says which images belong together.
 
     Raises:
         UsageError: the path does not exist or is of no known kind.
         DataError: it holds no image, or its labels cannot be understood.
     """
+    if missing not in ("refuse", "mask"):
+        raise UsageError(f"missing={missing!r} is not known.", expected="refuse or mask")
+    way = cast(Missing, missing)
     if source == "digits":
         return _open_digits()
     path = Path(source).expanduser()
@@ -74,12 +55,15 @@ def open_source(source: str | Path) -> Source:
             expected=_KINDS,
             remedy="Check the path for a typing error.",
         )
+    suffix = path.suffix.lower()
     if path.is_dir():
-        return _open_folder(path)
-    if path.suffix.lower() == ".npz":
-        return _open_npz(path)
-    if path.suffix.lower() == ".zip":
-        return _open_zip(path)
+        return open_saved(path, way, group_by) if is_saved(path) else _open_folder(path, group_by)
+    if suffix in (".npz", ".npy"):
+        return _open_arrays(path, way)
+    if suffix == ".zip":
+        return _source(path, list_zip(path), group_by)
+    if is_tar(path.name):
+        return _source(path, list_tars(path.parent, [path.name]), group_by)
     raise UsageError(
         f"{path} is not a source of images: its kind {path.suffix or '(no suffix)'} is unknown.",
         expected=_KINDS,
@@ -95,228 +79,66 @@ def _open_digits() -> Source:
     items = tuple(
         Item(f"digit-{index:04d}", int(label), None) for index, label in enumerate(raw.target)
     )
-    return Source("digits", items, tuple(map(str, range(10))), _ArrayReader(pixels))
+    read = ArrayReader(pixels, Mapping(0, 255))
+    return Source("digits", items, tuple(map(str, range(10))), read)
 
 
-def _open_npz(path: Path) -> Source:
-    pixels, labels = _load_npz(path)
-    problem = ""
-    if pixels.dtype != np.uint8:
-        problem = f"arr_0 holds {pixels.dtype}"
-    elif pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3)):
-        problem = f"arr_0 has shape {pixels.shape}"
-    elif 0 in pixels.shape:
-        problem = f"arr_0 is empty, its shape is {pixels.shape}"
-    elif labels is not None and (
-        labels.shape != (len(pixels),) or not np.issubdtype(labels.dtype, np.integer)
-    ):
-        problem = f"arr_1 has shape {labels.shape} and holds {labels.dtype}"
-    if problem:
-        raise DataError(
-            f"{path}: {problem}.",
-            expected="arr_0: uint8 [N, H, W, C] with 1 or 3 channels, or [N, H, W]; "
-            "arr_1, if present: one integer per image",
-            remedy="Save it anew with numpy.savez(path, images, labels).",
-        )
-    if pixels.ndim == 4 and pixels.shape[3] == 1:
-        pixels = pixels[..., 0]
-    classes = [] if labels is None else sorted(set(labels.tolist()))
+def _open_arrays(path: Path, missing: Missing) -> Source:
+    arrays = open_arrays(path, missing)
+    labels = arrays.labels
+    classes = [] if labels is None else sorted(set(labels), key=lambda c: (isinstance(c, str), c))
     index = {label: position for position, label in enumerate(classes)}
     items = tuple(
-        Item(f"image-{n:06d}", None if labels is None else index[int(labels[n])], None)
-        for n in range(len(pixels))
+        Item(f"image-{n:06d}", None if labels is None else index[labels[n]], None)
+        for n in range(arrays.count)
     )
-    return Source(path.name, items, tuple(map(str, classes)), _ArrayReader(pixels))
+    names = tuple(map(str, classes))
+    return Source(path.name, items, names, arrays.read, warnings=arrays.warnings)
 
 
-def _load_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if "arr_0" not in archive:
-                raise DataError(
-                    f"{path} holds {', '.join(archive.files) or 'nothing'}, but no arr_0.",
-                    expected="arr_0: uint8 [N, H, W, C]",
-                    remedy="Save it anew with numpy.savez(path, images, labels).",
-                )
-            return archive["arr_0"], archive.get("arr_1")
-    except _NPZ_ERRORS as error:
+def _open_folder(root: Path, group_by: str) -> Source:
+    listing = list_folder(root)
+    shards = [name for name in listing.others if is_tar(name)]
+    if shards and not listing.images:
+        tars = list_tars(root, shards)
+        rest = [name for name in listing.others if name not in set(shards)]
+        refused = [*listing.refused, *tars.refused]
+        closed = [*rest, *listing.closed]
+        listing = Listing(
+            tars.images, tars.others, refused, tars.read, closed, tars.given, tars.folders
+        )
+    return _source(root, listing, group_by)
+
+
+def _source(path: Path, listing: Listing, group_by: str) -> Source:
+    """The source of a place of files, refused if there is nothing in it."""
+    tables, used, warnings = find_tables(listing, group_by)
+    beside, used_beside, troubles = find_beside(listing, group_by)
+    layout = arrange(
+        listing.images, listing.others, tables, beside, listing.given, folders=listing.folders
+    )
+    used |= used_beside
+    ignored = [*(name for name in listing.others if name not in used), *listing.closed]
+    refused = (*listing.refused, *layout.refused)
+    if not layout.items and not refused:
+        beside_text = ""
+        if ignored:
+            beside_text = f" It has {len(ignored)} other files, such as {ignored[0]}."
         raise DataError(
-            f"{path} cannot be read: {error}.",
-            expected="an .npz of plain arrays written by numpy.savez",
-            remedy="Save it anew with numpy.savez(path, images, labels).",
-        ) from None
-
-
-def _open_folder(root: Path) -> Source:
-    images: list[str] = []
-    others: list[str] = []
-    refused: list[Unreadable] = []
-    _scan(root, "", root.resolve(), (images, others, refused))
-    manifest_name = wrapper_of(images, others) + MANIFEST
-    manifest = None
-    if manifest_name in others:
-        manifest = _manifest(_FolderReader(root, [manifest_name]), root)
-    layout = arrange(images, others, manifest)
-    names = [item.name for item in layout.items]
-    return _source(root, layout, others, refused, _FolderReader(root, names))
-
-
-def _scan(
-    folder: Path,
-    prefix: str,
-    root: Path,
-    found: tuple[list[str], list[str], list[Unreadable]],
-) -> None:
-    """Collect images, other files and refused ones below `folder` into `found`."""
-    images, others, refused = found
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        refused.append(Unreadable(prefix or ".", f"the folder cannot be listed: {error.strerror}"))
-        return
-    for entry in entries:
-        name = prefix + entry.name
-        if is_hidden(entry.name):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            _scan(folder / entry.name, name + "/", root, found)
-        elif entry.is_symlink() and (reason := _link_reason(folder / entry.name, root)):
-            if is_image(name) or entry.is_dir():
-                refused.append(Unreadable(name, reason))
-            else:
-                others.append(name)
-        elif not entry.is_file():
-            # A pipe named like an image would block the reader forever.
-            refused.append(Unreadable(name, "it is not a regular file"))
-        else:
-            (images if is_image(name) else others).append(name)
-
-
-def _link_reason(path: Path, root: Path) -> str | None:
-    """Why a symbolic link is not followed; None if it names a file inside the folder."""
-    try:
-        target = path.resolve(strict=True)
-    except (OSError, RuntimeError):
-        return "it is a symbolic link to nothing"
-    if not target.is_relative_to(root):
-        return "it is a symbolic link that leads out of the folder"
-    return "it is a symbolic link to a folder" if target.is_dir() else None
-
-
-def _open_zip(path: Path) -> Source:
-    try:
-        archive = zipfile.ZipFile(path)
-    except _ZIP_ERRORS as error:
-        raise DataError(
-            f"{path} cannot be read: {error}.",
-            expected="a whole .zip file",
-            remedy="Download or pack it again.",
-        ) from None
-    images: list[str] = []
-    others: list[str] = []
-    refused: list[Unreadable] = []
-    members: dict[str, zipfile.ZipInfo] = {}
-    for info in archive.infolist():
-        parts = info.filename.replace("\\", "/").split("/")  # some Windows tools write \
-        name = "/".join(part for part in parts if part != ".")
-        reason = unsafe_reason(info.orig_filename)
-        if info.is_dir() or (is_hidden(name) and not reason):
-            continue
-        if reason or name in members:
-            refused.append(Unreadable(info.orig_filename, reason or "its name occurs twice"))
-            continue
-        members[name] = info
-        (images if is_image(name) else others).append(name)
-    manifest_name = wrapper_of(images, others) + MANIFEST
-    manifest = None
-    if manifest_name in others:
-        manifest = _manifest(_ZipReader(archive, members, [manifest_name]), path)
-    layout = arrange(images, others, manifest)
-    names = [item.name for item in layout.items]
-    return _source(path, layout, others, refused, _ZipReader(archive, members, names))
-
-
-def _manifest(read: "_FolderReader | _ZipReader", place: Path) -> bytes:
-    try:
-        return read(0)
-    except _ZIP_ERRORS as error:
-        raise DataError(
-            f"{MANIFEST} in {place} cannot be read: {error}.",
-            expected="a readable file with the labels of the images",
-            remedy="Repair it, or remove it to take the classes from the folders.",
-        ) from None
-
-
-def _source(
-    path: Path,
-    layout: Layout,
-    others: list[str],
-    refused: list[Unreadable],
-    read: Callable[[int], Content],
-) -> Source:
-    """The source of a folder or a zip, refused if there is nothing in it."""
-    ignored = [name for name in others if name.rpartition("/")[2] != MANIFEST]
-    all_refused = (*refused, *layout.refused)
-    if not layout.items and not all_refused:
-        beside = f" It has {len(ignored)} other files, such as {ignored[0]}." if ignored else ""
-        raise DataError(
-            f"{path} holds no image.{beside}",
-            expected="files that end in png, jpg, jpeg, webp, bmp, tif or tiff",
+            f"{path} holds no image.{beside_text}",
+            expected="files that end in png, jpg, jpeg, webp, bmp, tif, tiff or gif",
             remedy="Check the path; convert other formats to PNG first.",
         )
     return Source(
         path.name or str(path),
         layout.items,
         layout.label_names,
-        read,
-        all_refused,
+        _by_number(listing.read, [item.name for item in layout.items]),
+        refused,
         (*ignored, *layout.left_out),
-        layout.warnings,
+        (*listing.warnings, *warnings, *layout.warnings, *troubles),
     )
 
 
-class _ArrayReader:
-    """Pixels [N, H, W] or [N, H, W, 3] in memory."""
-
-    def __init__(self, pixels: NDArray[np.uint8]) -> None:
-        self._pixels = pixels
-
-    def __call__(self, index: int) -> Content:
-        return np.ascontiguousarray(self._pixels[index])
-
-
-class _FolderReader:
-    """Files below a folder."""
-
-    def __init__(self, root: Path, names: list[str]) -> None:
-        self._root, self._names = root, names
-
-    def __call__(self, index: int) -> bytes:
-        path = self._root / self._names[index]
-        _refuse_huge(path.stat().st_size)
-        return path.read_bytes()
-
-
-class _ZipReader:
-    """Members of an open zip; one lock, because a ZipFile counts its readers without one."""
-
-    def __init__(
-        self, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], names: list[str]
-    ) -> None:
-        self._archive, self._members, self._names = archive, members, names
-        self._lock = threading.Lock()
-
-    def __call__(self, index: int) -> bytes:
-        info = self._members[self._names[index]]
-        _refuse_huge(info.file_size)
-        with self._lock:
-            return self._archive.read(info)
-
-
-def _refuse_huge(size: int) -> None:
-    if size > _MAX_FILE_BYTES:
-        raise DataError(
-            f"the file has {size / 2**20:.0f} MiB",
-            expected=f"at most {_MAX_FILE_BYTES // 2**20} MiB",
-            remedy="Make the image smaller.",
-        )
+def _by_number(read: Callable[[str], bytes], names: list[str]) -> Callable[[int], Content]:
+    return lambda index: read(names[index])

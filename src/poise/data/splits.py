@@ -7,18 +7,18 @@ then validation, then training.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.data.dataset import Dataset
+from poise.data.imageset import Dataset
 from poise.errors import DataError, UsageError, nearest
 
 SPLITS = ("train", "val", "test")
-_STRENGTH = {"test": 2, "val": 1, "train": 0, None: 0}  # who keeps an image given to two splits
+STRENGTH = {"test": 2, "val": 1, "train": 0, None: 0}  # who keeps an image given to two splits
 _POPULOUS = 10  # images from which a class must be represented everywhere
 
 
@@ -52,8 +52,16 @@ class Splits:
 
 
 @dataclass(frozen=True)
+class Division:
+    """Where each item went, and which item of its group stays for each that was dropped."""
+
+    sides: tuple[str | None, ...]  # train, val, test; None: dropped
+    dropped: Mapping[int, int]
+
+
+@dataclass(frozen=True)
 class _Group:
-    """Images with equal pixels."""
+    """Images that must stay together."""
 
     members: tuple[int, ...]  # ascending
     label: int  # of the first member; 0 without labels
@@ -61,13 +69,11 @@ class _Group:
 
 
 def split(dataset: Dataset, shares: tuple[float, float, float], seed: int) -> Splits:
-    """Divide the images into training, validation and test.
+    """Divide the images into training, validation and test; images with equal pixels stay together.
 
     Given splits are kept; what is missing is taken from the training side. An image given to two
     splits stays in test (else in validation) and is dropped from the other. Small sets are the one
-    exception to the hash rule: a class with two groups or more keeps one for training; an empty
-    split, and a class of 10 images or more that a split lacks, takes the training group with the
-    smallest u. A class of a single group trains.
+    exception to the hash rule, as `split_groups` says.
 
     Args:
         dataset: the images.
@@ -77,10 +83,57 @@ def split(dataset: Dataset, shares: tuple[float, float, float], seed: int) -> Sp
     Raises:
         DataError: too few different images to divide.
     """
-    groups, given, dropped = _groups(dataset, seed)
-    places = {g: s for g, s in given.items() if s in ("val", "test")}
-    pool = [group for group in groups if group not in places]
-    present = set(given.values())
+    labels = None if dataset.labels is None else dataset.labels.tolist()
+    made = split_groups(
+        duplicate_roots(dataset), dataset.hashes, labels, dataset.given_splits, shares, seed
+    )
+    dropped = tuple(
+        (
+            index,
+            f"same pixels as {dataset.names[kept]}, which was given to {made.sides[kept]}; "
+            f"this copy was given to {dataset.given_splits[index] or 'none'}",
+        )
+        for index, kept in sorted(made.dropped.items())
+    )
+    sides = {
+        s: np.array([i for i, at in enumerate(made.sides) if at == s], np.int64) for s in SPLITS
+    }
+    result = Splits(sides["train"], sides["val"], sides["test"], dropped)
+    _verify(dataset, result)
+    return result
+
+
+def split_groups(
+    roots: Sequence[int],
+    keys: Sequence[str],
+    labels: Sequence[int] | None,
+    given: Sequence[str | None],
+    shares: tuple[float, float, float],
+    seed: int,
+) -> Division:
+    """Divide items into training, validation and test, whole groups at a time.
+
+    The place of a group follows from the seed and the smallest of its keys, so other items that
+    come or go do not move it. A group given to two splits stays in test (else in validation) and
+    is dropped from the other. Splits that were given are not added to; what is missing is taken
+    from the training side. Small sets are the exception: a class with two groups or more keeps one
+    for training; an empty split, and a class of 10 items or more that a split lacks, takes the
+    training group with the smallest place. A class of a single group trains.
+
+    Args:
+        roots: [N], equal for items of one group.
+        keys: [N], what the place of an item hangs on: its content, or the name of its group.
+        labels: [N] classes, None without.
+        given: [N], the split each item was given, or None.
+        shares: of training, validation and test; they add up to 1.
+        seed: another seed gives another division.
+
+    Raises:
+        DataError: too few groups to divide.
+    """
+    groups, places, dropped = _groups(roots, keys, labels, given, seed)
+    pool = [group for group, side in places.items() if side not in ("val", "test")]
+    present = set(places.values())
     test = 0.0 if "test" in present else shares[2]
     val = 0.0 if "val" in present else shares[1]
     whole = shares[0] + val + test
@@ -91,36 +144,44 @@ def split(dataset: Dataset, shares: tuple[float, float, float], seed: int) -> Sp
     for name, share in (("test", test), ("val", val)):
         if share > 0:
             _fill(name, pool, places)
-    needed = [name for name, share in zip(SPLITS, shares, strict=True) if share > 0]
-    return _collect(dataset, places, dropped, needed)
+    sides: list[str | None] = [None] * len(roots)
+    for group in groups:
+        for index in group.members:
+            sides[index] = places[group]
+    for name, share in zip(SPLITS, shares, strict=True):
+        if share > 0 and name not in sides:
+            raise DataError(
+                f"The {len(roots)} images hold only {len(groups)} different ones; "
+                f"nothing is left for {name}.",
+                expected="different images for each split that has a share",
+                remedy="Add different images, or give less to the other splits.",
+            )
+    return Division(tuple(sides), dropped)
 
 
 def _groups(
-    dataset: Dataset, seed: int
-) -> tuple[list[_Group], dict[_Group, str | None], dict[int, str]]:
-    """Groups of equal images, the split each was given, and the images dropped by given splits."""
+    roots: Sequence[int],
+    keys: Sequence[str],
+    labels: Sequence[int] | None,
+    given: Sequence[str | None],
+    seed: int,
+) -> tuple[list[_Group], dict[_Group, str | None], dict[int, int]]:
+    """The groups, the split each was given, and the items that given splits drop."""
     members: dict[int, list[int]] = defaultdict(list)
-    for index, root in enumerate(duplicate_roots(dataset)):
+    for index, root in enumerate(roots):
         members[root].append(index)
     groups: list[_Group] = []
-    given: dict[_Group, str | None] = {}
-    dropped: dict[int, str] = {}
+    places: dict[_Group, str | None] = {}
+    dropped: dict[int, int] = {}
     for twins in members.values():
-        side = max((dataset.given_splits[i] for i in twins), key=lambda s: _STRENGTH[s])
-        strength = _STRENGTH[side]
-        kept = [i for i in twins if _STRENGTH[dataset.given_splits[i]] == strength]
-        for i in twins:
-            if _STRENGTH[dataset.given_splits[i]] != strength:
-                dropped[i] = (
-                    f"same pixels as {dataset.names[kept[0]]}, which was given to {side}; "
-                    f"this copy was given to {dataset.given_splits[i]}"
-                )
-        key = min(dataset.hashes[i] for i in twins)
-        label = 0 if dataset.labels is None else int(dataset.labels[kept[0]])
-        group = _Group(tuple(kept), label, _position(seed, key))
+        side = max((given[i] for i in twins), key=lambda s: STRENGTH[s])
+        kept = [i for i in twins if STRENGTH[given[i]] == STRENGTH[side]]
+        dropped |= {i: kept[0] for i in twins if STRENGTH[given[i]] != STRENGTH[side]}
+        label = 0 if labels is None else labels[kept[0]]
+        group = _Group(tuple(kept), label, _position(seed, min(keys[i] for i in twins)))
         groups.append(group)
-        given[group] = side
-    return groups, given, dropped
+        places[group] = side
+    return groups, places, dropped
 
 
 def duplicate_roots(dataset: Dataset) -> list[int]:
@@ -147,14 +208,14 @@ def _position(seed: int, key: str) -> float:
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # 53 bits: below 1 as a float
 
 
-def _keep_training(pool: list[_Group], places: dict[_Group, str]) -> None:
+def _keep_training(pool: list[_Group], places: dict[_Group, str | None]) -> None:
     """Give each class a training group: the one farthest from the border."""
     for groups in _by_class(pool).values():
         if all(places[group] != "train" for group in groups):
             places[max(groups, key=lambda g: (g.u, g.members))] = "train"
 
 
-def _fill(name: str, pool: list[_Group], places: dict[_Group, str]) -> None:
+def _fill(name: str, pool: list[_Group], places: dict[_Group, str | None]) -> None:
     """Give split `name` an image of each populous class, and at least one image."""
     for groups in _by_class(pool).values():
         populous = sum(len(group.members) for group in groups) >= _POPULOUS
@@ -167,7 +228,7 @@ def _fill(name: str, pool: list[_Group], places: dict[_Group, str]) -> None:
         _take(name, pool, places, keep=1)  # every class is a single group
 
 
-def _take(name: str, groups: list[_Group], places: dict[_Group, str], keep: int) -> bool:
+def _take(name: str, groups: list[_Group], places: dict[_Group, str | None], keep: int) -> bool:
     """Move the training group with the smallest u to `name`, if `keep` others remain."""
     training = [group for group in groups if places[group] == "train"]
     if len(training) <= keep:
@@ -181,26 +242,6 @@ def _by_class(groups: list[_Group]) -> Mapping[int, list[_Group]]:
     for group in groups:
         classes[group.label].append(group)
     return dict(sorted(classes.items()))
-
-
-def _collect(
-    dataset: Dataset, places: dict[_Group, str], dropped: dict[int, str], needed: list[str]
-) -> Splits:
-    sides: dict[str, list[int]] = {name: [] for name in SPLITS}
-    for group, place in places.items():
-        sides[place] += group.members
-    for name in needed:
-        if not sides[name]:
-            raise DataError(
-                f"The {len(dataset)} images hold only {len(places)} different ones; "
-                f"nothing is left for {name}.",
-                expected="different images for each split that has a share",
-                remedy="Add different images, or give less to the other splits.",
-            )
-    arrays = {name: np.array(sorted(side), np.int64) for name, side in sides.items()}
-    result = Splits(arrays["train"], arrays["val"], arrays["test"], tuple(sorted(dropped.items())))
-    _verify(dataset, result)
-    return result
 
 
 def _verify(dataset: Dataset, splits: Splits) -> None:

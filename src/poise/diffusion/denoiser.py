@@ -24,7 +24,8 @@ class Denoiser(nn.Module):
     ) -> None:
         """
         Args:
-            network: `(x [B, C, H, W], c_noise [B], labels) -> [B, C, H, W]`.
+            network: `(x [B, C, H, W], c_noise [B], labels) -> [B, C, H, W]`; one that learns from
+                augmented images takes their labels as a fourth argument.
             uncertainty: `c_noise [B] -> u [B]`, the log-variance of the weighted error.
             sigma_data: standard deviation of the clean images; the error is measured by it.
             dtype: arithmetic of the network; everything around it is fp32.
@@ -35,13 +36,20 @@ class Denoiser(nn.Module):
         self.sigma_data, self.dtype = sigma_data, dtype
         self.formulation: Formulation = EDM(sigma_data) if formulation is None else formulation
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Denoise.
 
         Args:
             x: noisy images [B, C, H, W].
             sigma: noise level [B], or one for all [].
             labels: class indices [B], one-hot rows [B, num_classes], or None.
+            augment: how each image was transformed [B, A], in training alone; None: not at all.
 
         Returns:
             [B, C, H, W] in fp32: c_skip x + c_out F(c_in x, c_noise) (EDM, Eq. 7).
@@ -49,7 +57,9 @@ class Denoiser(nn.Module):
         x = x.float()
         c = self.formulation.coefficients(sigma.float().reshape(-1, 1, 1, 1))
         c_noise = _noise_code(sigma).expand(x.shape[0])
-        F = self.network((c.c_in * x).to(self.dtype), c_noise, labels)
+        scaled = (c.c_in * x).to(self.dtype)
+        told = () if augment is None else (augment,)  # most networks know nothing of it
+        F = self.network(scaled, c_noise, labels, *told)
         D: Tensor = c.c_skip * x + c.c_out * F.float()
         return D
 

@@ -80,7 +80,7 @@ def denoising_loss(
 ) -> Loss:
     """Weighted squared error of the clean images (EDM, Eq. 8; EDM2, Eq. 21)."""
     s, sd = noised.sigma, denoiser.sigma_data
-    D = denoiser(noised.x, s, labels)
+    D = denoiser(noised.x, s, labels, noised.augment)
     squared = (D - noised.clean).square().mean(dim=(1, 2, 3))
     error = _edm_weight(s, sd) * squared
     if weighting.kind == "uncertainty":

@@ -19,6 +19,12 @@ class Noised:
     clean: Tensor  # [B, C, H, W] in [-1, 1]
     sigma: Tensor  # [B], standard deviation of the noise
     x: Tensor  # [B, C, H, W] = clean + sigma * N(0, 1)
+    augment: Tensor | None = None  # [B, A], how `clean` was transformed, which the network is told
+
+    def part(self, which: slice) -> "Noised":
+        """Some of the images."""
+        augment = None if self.augment is None else self.augment[which]
+        return Noised(self.clean[which], self.sigma[which], self.x[which], augment)
 
 
 def log_normal(count: int, P_mean: float, P_std: float, generator: torch.Generator) -> Tensor:

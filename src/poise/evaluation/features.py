@@ -91,20 +91,19 @@ class RandomConv:
         self._biases = self._standardise(_synthetic_images(64, 32))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, C, H, W], C of 1 (repeated) or 3, H and W at least 8 -> float32 [B, 488].
+        """uint8 [B, C, H, W], any C (see `_as_three`), H and W at least 8 -> float32 [B, 488].
 
         Raises:
-            DataError: other channel counts, or images smaller than 8 x 8.
+            DataError: images smaller than 8 x 8.
         """
-        _, C, H, W = images.shape
-        if C not in (1, 3) or min(H, W) < 8:
+        _, _, H, W = images.shape
+        if min(H, W) < 8:
             raise DataError(
-                f"images of {C} channels and {H}x{W} pixels",
-                expected="1 or 3 channels and at least 8x8 pixels for random_conv features",
+                f"images of {H}x{W} pixels",
+                expected="at least 8x8 pixels for random_conv features",
                 remedy="use the features 'pixels'",
             )
-        x = images.to(torch.float32) / 127.5 - 1
-        x = x.expand(-1, 3, -1, -1) if C == 1 else x
+        x = _as_three(images.to(torch.float32) / 127.5 - 1)
         blocks = [functional.adaptive_avg_pool2d(x, _COLOUR_GRID).flatten(1)]
         for w, b in zip(self._filters, self._biases, strict=True):
             x = _level(x, w, b)
@@ -128,6 +127,22 @@ class RandomConv:
             biases.append(-mean / std)
             x = _halve(_level(x, self._filters[level], biases[-1]))
         return biases
+
+
+def _as_three(x: torch.Tensor) -> torch.Tensor:
+    """[B, C, H, W] -> [B, 3, H, W]: one channel is repeated, two become first, second, first.
+
+    More than three become the means of three runs of neighbouring channels, as nearly of one
+    length as can be, the longer ones first: 4 gives (0, 1), (2), (3).
+    """
+    C = x.shape[1]
+    if C == 3:
+        return x
+    if C == 1:
+        return x.expand(-1, 3, -1, -1)
+    if C == 2:
+        return x[:, [0, 1, 0]]
+    return torch.stack([run.mean(1) for run in x.tensor_split(3, dim=1)], 1)
 
 
 def _convolve(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

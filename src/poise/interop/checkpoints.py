@@ -146,6 +146,7 @@ def import_checkpoint(
         cfg.img_channels,
         tuple(str(i) for i in range(cfg.label_dim)),
         cfg.sigma_data,
+        latents=cfg.img_channels in (4, 8),
     )
     buffers = buffer_names(cfg)
     first = next(iter(found.weights.values()))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poise.models.layers import (
+    PlainAugment,
     activation,
     attend,
     downsample,
@@ -94,6 +95,7 @@ class ADM(nn.Module):
         normalisation: str = "group",  # "group", "batch", "pixel" or "none"
         activation_name: str = "silu",
         skips: bool = True,  # whether the decoder sees the encoder's outputs
+        augment_dim: int = 0,  # numbers that tell how an image was transformed; 0: it never is
     ) -> None:
         """
         Raises:
@@ -131,16 +133,27 @@ class ADM(nn.Module):
         last = levels[0][1]
         self.out_norm = norm_layer(normalisation, last)
         self.out_conv = zeroed(nn.Conv2d(last, channels_in, 3, padding=1))
+        self.emb_augment = PlainAugment(augment_dim, emb) if augment_dim else None
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Predict from scaled noisy images.
 
         Args:
             x: images [B, C, H, W]; its dtype is that of the arithmetic.
             c_noise: noise code [B], fp32.
             labels: class indices [B], or one-hot rows [B, num_classes], or None.
+            augment: how each image was transformed [B, augment_dim]; None: not at all, which is
+                what zeros say too.
         """
-        emb = self._embedding(c_noise, labels).to(x.dtype)  # in fp32: bf16 cannot tell levels apart
+        emb = self._embedding(c_noise, labels, augment).to(
+            x.dtype
+        )  # in fp32: bf16 cannot tell levels apart
         if x.dtype == torch.float32:
             return self._body(x, emb)
         with torch.autocast(x.device.type, dtype=x.dtype):
@@ -158,8 +171,14 @@ class ADM(nn.Module):
         y: Tensor = self.out_conv(self.act(self.out_norm(x)))
         return y
 
-    def _embedding(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        emb = self.map_layer1(self.act(self.map_layer0(positions(c_noise, self.frequencies))))
+    def _embedding(
+        self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None = None
+    ) -> Tensor:
+        features = self.map_layer0(positions(c_noise, self.frequencies))
+        if augment is not None:
+            assert self.emb_augment is not None, "built with augment_dim = 0"
+            features = self.emb_augment(features, augment)
+        emb = self.map_layer1(self.act(features))
         if self.map_label is not None and labels is not None:
             rows = F.one_hot(labels, self.num_classes) if labels.ndim == 1 else labels
             emb = emb + self.map_label(rows.to(torch.float32))

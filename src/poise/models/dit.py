@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poise.errors import UsageError
+from poise.models.layers import PlainAugment, attend
 from poise.models.layers import activation as activation_named
-from poise.models.layers import attend
 
 _FEATURES = 256  # of the noise level
 _PERIOD = 10_000.0  # the slowest wave of positions and noise features is so much slower
@@ -100,6 +100,7 @@ class DiT(nn.Module):
         mlp_ratio: float = 4.0,  # width of the MLP in multiples of `channels`
         dropout: float = 0.0,  # in the MLP
         activation: str = "gelu",  # of the MLP; gelu is its tanh form
+        augment_dim: int = 0,  # numbers that tell how an image was transformed; 0: it never is
     ) -> None:
         """
         Raises:
@@ -129,8 +130,15 @@ class DiT(nn.Module):
         )
         self.out_modulation = BiasedLinear(channels, 2 * channels, zero=True)
         self.out = BiasedLinear(channels, channels_in * patch**2, zero=True)
+        self.emb_augment = PlainAugment(augment_dim, channels) if augment_dim else None
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Predict from scaled noisy images.
 
         Args:
@@ -138,16 +146,24 @@ class DiT(nn.Module):
             c_noise: noise code ln(sigma) / 4 [B], fp32.
             labels: class indices [B], or one-hot rows [B, num_classes], or None; a row of zeros
                 is "no label" too.
+            augment: how each image was transformed [B, augment_dim]; None: not at all, which is
+                what zeros say too.
         """
-        emb = F.silu(self._embedding(c_noise, labels)).to(x.dtype)
+        emb = F.silu(self._embedding(c_noise, labels, augment)).to(x.dtype)
         tokens = self.patch_in(patchify(x, self.patch)) + self.positions.to(x.dtype)
         for block in self.blocks:
             tokens = block(tokens, emb)
         shift, scale = self.out_modulation(emb)[:, None].chunk(2, dim=2)
         return unpatchify(self.out(_modulate(tokens, shift, scale)), self.patch)
 
-    def _embedding(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        emb: Tensor = self.noise1(F.silu(self.noise0(noise_features(c_noise))))  # [B, C]
+    def _embedding(
+        self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None = None
+    ) -> Tensor:
+        features = self.noise0(noise_features(c_noise))
+        if augment is not None:
+            assert self.emb_augment is not None, "built with augment_dim = 0"
+            features = self.emb_augment(features, augment)
+        emb: Tensor = self.noise1(F.silu(features))  # [B, C]
         if self.label_table is None:
             return emb
         table = self.label_table.weight

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poise.models.layers import (
+    MPAugment,
     MPConv,
     MPFourier,
+    PlainAugment,
     PlainConv,
     activation,
     attend,
@@ -68,6 +70,12 @@ class BlockShape:
         if self.rung.learned:
             return MPConv(c_in, c_out, kernel, forced=self.rung.forced)
         return PlainConv(c_in, c_out, kernel, zero=zero)
+
+    def augment(self, augment_dim: int) -> nn.Module:
+        """What takes in the label of augmentation."""
+        if self.rung.learned:
+            return MPAugment(augment_dim, self.emb_channels, forced=self.rung.forced)
+        return PlainAugment(augment_dim, self.emb_channels)
 
     def inner_norm(self, channels: int) -> nn.Module:
         """The norm inside of residual branches, if this rung has one there."""
@@ -187,10 +195,11 @@ class UNet(nn.Module):
         normalisation: str | None = None,  # None: the rung's; "pixel", "group", "batch", "none"
         activation_name: str = "silu",
         skips: bool = True,  # whether the decoder sees the encoder's outputs
+        augment_dim: int = 0,  # numbers that tell how an image was transformed; 0: it never is
     ) -> None:
         """
         Raises:
-            UsageError: the resolution cannot be halved often enough, or a width has no whole heads.
+            UsageError: as `check_shapes`.
         """
         super().__init__()
         check_shapes(
@@ -199,10 +208,9 @@ class UNet(nn.Module):
         self.num_classes, self.skips = num_classes, skips
         self.label_balance, self.concat_balance = label_balance, concat_balance
         noise = channels * (channel_mult_noise or channel_mult[0])
-        emb = channels * (channel_mult_emb or max(channel_mult))
         self.shape = shape = BlockShape(
             rung=_rung(ladder, normalisation),
-            emb_channels=emb,
+            emb_channels=(emb := channels * (channel_mult_emb or max(channel_mult))),
             channels_per_head=channels_per_head,
             dropout=dropout,
             res_balance=res_balance,
@@ -211,8 +219,7 @@ class UNet(nn.Module):
             activation=activation_name,
             resample_filter=tuple(resample_filter),
         )
-        self.act = shape.act()
-        self.emb_fourier = MPFourier(noise)
+        self.act, self.emb_fourier = shape.act(), MPFourier(noise)
         self.emb_noise = shape.conv(noise, emb, None)
         self.emb_label = shape.conv(num_classes, emb, None) if num_classes else None
         block = partial(Block, shape=shape)
@@ -223,16 +230,25 @@ class UNet(nn.Module):
         self.out_norm = shape.inner_norm(levels[0][1])
         self.out_conv = shape.conv(levels[0][1], channels_in, 3, zero=True)
         self.out_gain = nn.Parameter(torch.zeros([])) if shape.rung.learned else None
+        self.emb_augment = shape.augment(augment_dim) if augment_dim else None
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Predict from scaled noisy images.
 
         Args:
             x: images [B, C, H, W]; its dtype is that of the arithmetic.
             c_noise: noise code [B], fp32.
             labels: class indices [B], or one-hot rows [B, num_classes], or None.
+            augment: how each image was transformed [B, augment_dim]; None: not at all, which is
+                what zeros say too.
         """
-        emb = self._embedding(c_noise, labels).to(x.dtype)
+        emb = self._embedding(c_noise, labels, augment).to(x.dtype)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         skips = []
         for module in self.enc.values():
@@ -252,8 +268,13 @@ class UNet(nn.Module):
             return mp_cat(x, skip, self.concat_balance)
         return torch.cat([x, skip], dim=1)
 
-    def _embedding(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+    def _embedding(
+        self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None = None
+    ) -> Tensor:
         emb: Tensor = self.emb_noise(self.emb_fourier(c_noise))  # [B, E]
+        if augment is not None:
+            assert self.emb_augment is not None, "built with augment_dim = 0"
+            emb = self.emb_augment(emb, augment)
         if self.emb_label is not None:
             if labels is None:
                 rows = emb.new_zeros(1, self.num_classes)

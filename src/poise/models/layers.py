@@ -178,6 +178,51 @@ class PlainConv(nn.Module):
         return _apply((self.weight * gain).to(x.dtype), x)
 
 
+class MPAugment(nn.Module):
+    """Adds to an embedding how its image was transformed, and keeps the embedding's magnitude.
+
+    The sum is divided by its expected size. A label of zeros adds nothing and is divided by one: it
+    leaves the embedding as it is, bit by bit. The learned gain starts at one: from zero, behind the
+    gains of the blocks, which start there too, labels would be heard late.
+    """
+
+    def __init__(self, augment_dim: int, channels: int, *, forced: bool = True) -> None:
+        """
+        Args:
+            augment_dim: numbers of a label.
+            channels: width of the embedding.
+            forced: whether the stored weight is kept at unit magnitude.
+        """
+        super().__init__()
+        self.linear = MPConv(augment_dim, channels, forced=forced)
+        self.gain = nn.Parameter(torch.ones([]))
+        self.unit = math.sqrt(augment_dim)  # one number of size 1 adds unit magnitude
+
+    def forward(self, emb: Tensor, augment: Tensor) -> Tensor:  # [B, E], [B, A] -> [B, E]
+        added = self.linear(augment.to(emb.dtype) * self.unit, gain=self.gain)
+        size = (1 + added.square().mean(dim=1, keepdim=True)).sqrt()
+        y: Tensor = (emb + added) / size
+        return y
+
+
+class PlainAugment(nn.Module):
+    """Adds to features how their image was transformed; a label of zeros adds nothing."""
+
+    def __init__(self, augment_dim: int, channels: int) -> None:
+        """
+        Args:
+            augment_dim: numbers of a label.
+            channels: width of the features.
+        """
+        super().__init__()
+        self.linear = PlainConv(augment_dim, channels)
+        self.unit = math.sqrt(augment_dim)
+
+    def forward(self, emb: Tensor, augment: Tensor) -> Tensor:  # [B, E], [B, A] -> [B, E]
+        y: Tensor = emb + self.linear(augment.to(emb.dtype) * self.unit)
+        return y
+
+
 def _apply(w: Tensor, x: Tensor) -> Tensor:
     if w.ndim == 2:
         return x @ w.t()

@@ -34,7 +34,7 @@ from poise.models.dit import (
     patchify,
     unpatchify,
 )
-from poise.models.layers import MPConv, MPFourier, attend, mp_silu, mp_sum, normalize
+from poise.models.layers import MPAugment, MPConv, MPFourier, attend, mp_silu, mp_sum, normalize
 
 _PERIOD = 100.0  # the slowest rotation of a position is so much slower than one radian a token
 _POSITION_BALANCE = 0.3  # how much of a token is its place in the image
@@ -131,6 +131,7 @@ class MPDiT(nn.Module):
         attn_balance: float = 0.3,  # of the attention in up to 6 blocks
         label_balance: float = 0.5,
         clip_act: float = 256.0,
+        augment_dim: int = 0,  # numbers that tell how an image was transformed; 0: it never is
     ) -> None:
         """
         Raises:
@@ -169,8 +170,15 @@ class MPDiT(nn.Module):
         )
         self.out = MPConv(channels, channels_in * patch**2)
         self.out_gain = nn.Parameter(torch.zeros([]))
+        self.emb_augment = MPAugment(augment_dim, channels) if augment_dim else None
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Predict from scaled noisy images.
 
         Args:
@@ -178,8 +186,10 @@ class MPDiT(nn.Module):
             c_noise: noise code ln(sigma) / 4 [B], fp32.
             labels: class indices [B], or one-hot rows [B, num_classes], or None; a row of zeros
                 is "no label" too.
+            augment: how each image was transformed [B, augment_dim]; None: not at all, which is
+                what zeros say too.
         """
-        emb = self._embedding(c_noise, labels).to(x.dtype)
+        emb = self._embedding(c_noise, labels, augment).to(x.dtype)
         pixels = patchify(x, self.patch)
         pixels = torch.cat([pixels, torch.ones_like(pixels[:, :, :1])], dim=2)
         tokens = self.patch_in(pixels)
@@ -190,12 +200,17 @@ class MPDiT(nn.Module):
             tokens = block(tokens, emb, turns)
         return unpatchify(self.out(tokens, gain=self.out_gain), self.patch)
 
-    def _embedding(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+    def _embedding(
+        self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None = None
+    ) -> Tensor:
         """Noise level and label [B, C], fp32, of unit magnitude whatever the labels are.
 
         Without a label it is the noise level alone, at the same magnitude.
         """
         emb: Tensor = self.emb_noise(self.emb_fourier(c_noise))
+        if augment is not None:
+            assert self.emb_augment is not None, "built with augment_dim = 0"
+            emb = self.emb_augment(emb, augment)
         if self.emb_label is not None and labels is not None:
             rows = F.one_hot(labels, self.num_classes) if labels.ndim == 1 else labels
             # sqrt(num_classes) gives one-hot rows unit magnitude

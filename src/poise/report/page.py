@@ -1,6 +1,7 @@
 """HTML: escaping, tables, figures, the shell and its style. The type `Html` marks escaped text."""
 
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NewType
@@ -11,9 +12,9 @@ from poise.report.pictures import Picture
 Html = NewType("Html", str)
 
 # Nothing outside the file can be fetched, whatever a hostile name might smuggle in.
-_POLICY = (
-    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-)
+_POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'"
+_POLICY_WITH_FIGURES = _POLICY + "; script-src 'unsafe-inline'"
+_JOINERS = "\u200c\u200d"  # Persian words and some emoji need them
 
 _STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1f2328;--soft:#5b636c;--line:#dcdfe3;
@@ -37,6 +38,9 @@ a{color:inherit;text-underline-offset:.2em;text-decoration-color:var(--soft)}
 ul.verdict{list-style:none;margin:.6rem 0;padding:0;max-width:50rem}
 ul.verdict li{display:flex;gap:.9rem;padding:.45rem 0;border-bottom:1px solid var(--line)}
 ul.verdict b{flex:0 0 3.6rem;font-size:.8rem;line-height:1.9;font-weight:600}
+ul.verdict code{display:block;width:fit-content;max-width:100%;margin-top:.2rem}
+code{background:var(--tint);padding:.1rem .4rem;border-radius:3px;font-size:.85rem;
+user-select:all;-webkit-user-select:all;overflow-wrap:anywhere}
 .s0{color:var(--bad)}.s1{color:var(--weak)}.s2{color:var(--soft)}.s3{color:var(--good)}
 dl{max-width:46rem;margin:.6rem 0}dt{margin-top:.9rem}
 dd{margin:.15rem 0 0;padding-left:.9rem;border-left:2px solid var(--line);color:var(--soft)}
@@ -106,6 +110,23 @@ def text(value: object) -> Html:
     return Html(escape(str(value), quote=True))
 
 
+def visible(value: object, most: int = 300) -> str:
+    """A name as it is, with what cannot be seen written out, so that it can be told from others.
+
+    Control characters, marks that turn the direction of writing and bytes that are not UTF-8
+    appear as `\\u202e`; of a name longer than `most` characters the middle is left out.
+    """
+    words = str(value)
+    if len(words) > most:
+        words = f"{words[: most // 2]} … {words[-(most // 2) :]}"
+    return words if words.isprintable() else "".join(_written_out(sign) for sign in words)
+
+
+def _written_out(sign: str) -> str:
+    hidden = unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp") and sign not in _JOINERS
+    return f"\\u{ord(sign):04x}" if hidden else sign
+
+
 def join(parts: Iterable[Html]) -> Html:
     """Pieces one after the other."""
     return Html("\n".join(part for part in parts if part))
@@ -165,11 +186,15 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], kinds: str) -> 
     )
 
 
-def verdict(lines: Iterable[tuple[int, str, str]]) -> Html:
-    """Findings as (severity 0 to 3, its word, sentence)."""
+def verdict(lines: Iterable[tuple[int, str, str]], commands: Iterable[str] = ()) -> Html:
+    """Findings as (severity 0 worst to 3, its word, sentence); the command under each, if any."""
+    lines = list(lines)
+    given = list(commands) or [""] * len(lines)
     rows = [
-        f'<li><b class="s{severity}">{text(word)}</b><span>{text(sentence)}</span></li>'
-        for severity, word, sentence in lines
+        f'<li><b class="s{severity}">{text(word)}</b><span>{text(sentence)}'
+        + (f" <code>{text(command)}</code>" if command else "")
+        + "</span></li>"
+        for (severity, word, sentence), command in zip(lines, given, strict=True)
     ]
     return Html('<ul class="verdict">' + "\n".join(rows) + "</ul>")
 
@@ -226,22 +251,34 @@ def code(words: str) -> Html:
     return Html(f"<pre>{text(words)}</pre>")
 
 
-def document(title: str, body: Html) -> bytes:
-    """The whole page, with the figures' JavaScript inside."""
-    from plotly.offline import get_plotlyjs  # 5 MB of text, wanted only here
+def document(title: str, body: Html, *, style: str = "", figures: bool = True) -> bytes:
+    """The whole page.
 
+    Args:
+        title: plain text.
+        body: what is between the first and the last line.
+        style: CSS after the page's own.
+        figures: whether `plot` was used; without, the page holds no script and allows none.
+    """
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY_WITH_FIGURES if figures else _POLICY}">
 <meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{text(title)}</title>
-<style>{_STYLE}</style></head>
+<style>{_STYLE}{style}</style></head>
 <body>
 {body}
-<noscript><p>The figures of this page need JavaScript; tables and pictures do not.</p></noscript>
-<script>{get_plotlyjs()}</script>
-<script>{_DRAW}</script>
-</body></html>
+{_scripts() if figures else ""}</body></html>
 """
     # File names that are not UTF-8 arrive as lone surrogates, which no encoder takes.
     return page.encode("utf-8", errors="replace")
+
+
+def _scripts() -> str:
+    from plotly.offline import get_plotlyjs  # 5 MB of text, wanted only here
+
+    return f"""<noscript><p>The figures of this page need JavaScript; tables and pictures do not.\
+</p></noscript>
+<script>{get_plotlyjs()}</script>
+<script>{_DRAW}</script>
+"""

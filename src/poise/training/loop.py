@@ -5,13 +5,14 @@ No step waits for the device.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poise.data.batches import Batch, to_unit
+from poise.data.nonleaky import augment_nonleaky
 from poise.diffusion.denoiser import Denoiser
 from poise.diffusion.loss import Loss, Weighting, denoising_loss
 from poise.diffusion.noise import Noised, corrupt, draw_levels
@@ -148,8 +149,16 @@ def _cut(batch: Batch, count: int) -> Batch:
 def noised_batch(
     state: TrainState, batch: Batch, config: Config, device: torch.device
 ) -> tuple[Noised, Tensor | None]:
-    """The batch with noise, and its labels; both depend on the seed and `images_seen` alone."""
+    """The batch with noise, and its labels; both depend on the seed and `images_seen` alone.
+
+    With `data.augment = "nonleaky"` the images are transformed first, and `Noised` says how.
+    """
     clean = to_unit(batch.images.to(device, non_blocking=True))
+    told: Tensor | None = None
+    if config.data.augment == "nonleaky":
+        generator = generator_at(config.seed, state.images_seen, "augment", device)
+        p, colour = config.data.augment_p, config.data.augment_colour
+        clean, told = augment_nonleaky(clean, generator, p=p, colour=colour)
     clean = clean.contiguous(memory_format=torch.channels_last)
     generator = generator_at(config.seed, state.images_seen, "noise", device)
     settings = config.diffusion
@@ -161,7 +170,7 @@ def noised_batch(
         settings.P_std,
         generator,
     )
-    noised = corrupt(clean, sigma, generator)
+    noised = replace(corrupt(clean, sigma, generator), augment=told)
     if config.model.dropout:
         torch.manual_seed(seed_at(config.seed, state.images_seen, "dropout"))
     if batch.labels is None:
@@ -197,7 +206,7 @@ def _accumulate(
     micro = config.training.micro_batch or total
     for i in range(0, total, micro):
         part = slice(i, i + micro)
-        piece = Noised(noised.clean[part], noised.sigma[part], noised.x[part])
+        piece = noised.part(part)
         rows = None if labels is None else labels[part]
         result = loss_of(state.denoiser, piece, rows, weighting)
         # summed over pixels as in EDM2, so that Adam's epsilon means the same

@@ -21,7 +21,7 @@ _TINY = 20  # images of a class
 _CHUNK = 1024
 
 
-def audit(dataset: Dataset, splits: Splits) -> dict[str, Any]:
+def summarize(dataset: Dataset, splits: Splits) -> dict[str, Any]:
     """Everything worth knowing before training, as plain data for JSON.
 
     Keys: images, unreadable, ignored, duplicates (at most 200 groups) and duplicate_groups (all of

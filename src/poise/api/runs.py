@@ -1,6 +1,6 @@
-"""The Python front door: `poise.train`, `poise.load` and the `Run` they return."""
+"""Runs from Python: `poise.train`, `poise.load` and the `Run` they return."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,11 @@ from numpy.typing import NDArray
 
 from poise import pipeline
 from poise.arguments import free_run_folder, label_indices, parse_count, parse_duration
-from poise.artifacts import DataFacts, RunDir, read_json
+from poise.artifacts import RunDir, read_json
 from poise.averaging import Reconstruction, reconstruct
 from poise.averaging import write as write_snapshot
-from poise.bench.bench import bench
-from poise.bench.table import table
 from poise.build import load_snapshot
 from poise.choosing import propose_noise, search_guidance, sweep_ema
-from poise.config import preset_named, resolve
 from poise.console import Screen
 from poise.diffusion.multistep import SOLVERS
 from poise.diffusion.proposal import Proposal
@@ -325,15 +322,3 @@ def dry_run(job: pipeline.Job) -> str:
 def load(run_or_snapshot: str | Path, *, quiet: bool = True) -> Run:
     """Open a run folder or a snapshot file to sample, evaluate or report."""
     return Run(Path(run_or_snapshot), quiet=quiet)
-
-
-def measure_speed(
-    preset: str, resolution: int, settings: Mapping[str, Any], *, compiled: bool
-) -> tuple[dict[str, Any], str]:
-    """What `poise bench` prints, as plain data and as a table, for RGB images of ten classes."""
-    config = resolve(preset_named(preset), settings)
-    facts = DataFacts(resolution, 3, tuple(str(i) for i in range(10)), 0.5)
-    screen = Screen(quiet=False)
-    with screen.bar("measuring", 1) as bar:
-        result = bench(config, facts, compiled=compiled, progress=bar.show)
-    return result, table(result)

@@ -1,33 +1,15 @@
-"""The command line: arguments in, one call of `poise.api`, an exit code out."""
+"""Commands of a run: train, sample, evaluate, report, ema, guide, noise."""
 
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from poise.config import documented, preset_named, presets, resolve
-from poise.errors import PoiseError, UsageError
-
-_INTERRUPTED = 130
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Train diffusion models on your own images and keep the run on an even keel.",
-)
-_Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="One setting; may be repeated. See `poise config`."
-    ),
-]
-_Preset = Annotated[str | None, typer.Option(help="A name of `poise presets`.")]
+from poise.cli.shared import Preset, Settings
+from poise.errors import UsageError
 
 
-@app.command()
 def train(
     source: Annotated[
         str, typer.Argument(help="digits, a folder, a zip or an npz file of images.")
@@ -35,7 +17,7 @@ def train(
     run: Annotated[
         Path | None, typer.Option(help="The run folder. [default: a new one in runs/]")
     ] = None,
-    preset: _Preset = None,
+    preset: Preset = None,
     budget: Annotated[
         str | None, typer.Option(help="Wall-clock time for everything, such as 10m.")
     ] = None,
@@ -46,7 +28,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="All randomness follows from it. [default: 0]")
     ] = None,
-    settings: _Set = None,
+    settings: Settings = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the settings and stop.")
     ] = False,
@@ -70,7 +52,6 @@ def train(
     typer.echo(api.train_job(job, quiet=False).path / "report.html")
 
 
-@app.command()
 def sample(
     run_or_snapshot: Annotated[Path, typer.Argument(help="A run folder or a snapshot file.")],
     out: Annotated[Path, typer.Option(help="A folder for PNGs, or a file ending in .npz.")],
@@ -108,7 +89,6 @@ def sample(
     typer.echo(path)
 
 
-@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     n: Annotated[
@@ -129,7 +109,6 @@ def evaluate(
     typer.echo(_score_table(scores))
 
 
-@app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write report.html anew from the run folder."""
     from poise import api
@@ -145,7 +124,6 @@ _Steps = Annotated[
 _Count = Annotated[int, typer.Option("-n", help="Samples of each candidate.")]
 
 
-@app.command()
 def ema(
     words: Annotated[list[str], typer.Argument(metavar="[sweep] RUN", help="A run folder.")],
     std: Annotated[
@@ -189,7 +167,6 @@ def ema(
     typer.echo(f"Sample with it: {sample_with}")
 
 
-@app.command()
 def guide(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     metric: _Metric = "frechet_distance",
@@ -202,7 +179,6 @@ def guide(
     typer.echo(_choice_table(api.load(run, quiet=False).guide(metric, n, steps)))
 
 
-@app.command()
 def noise(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Propose P_mean and P_std from the error of a run at each noise level."""
     from poise import api
@@ -210,116 +186,6 @@ def noise(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     found = api.load(run, quiet=False).propose_noise()
     typer.echo(found.sentence)
     typer.echo(f"--set diffusion.P_mean={found.P_mean:.2f} --set diffusion.P_std={found.P_std:.2f}")
-
-
-@app.command("import")
-def import_file(
-    file: Annotated[Path, typer.Argument(help="network-snapshot-*.pkl or training-state-*.pt.")],
-    out: Annotated[Path, typer.Argument(help="The snapshot to write, ending in .safetensors.")],
-    std: Annotated[
-        float | None, typer.Option(help="Width of the average, where the file does not say.")
-    ] = None,
-    licence: Annotated[
-        str | None, typer.Option(help="Terms of weights that you trained. [default: NVIDIA's]")
-    ] = None,
-) -> None:
-    """Convert an official EDM2 or EDM checkpoint; no code in the file is run."""
-    from poise.interop.checkpoints import import_checkpoint
-
-    typer.echo(import_checkpoint(file, out, std=std, licence=licence).summary)
-    typer.echo(f"Sample from it: poise sample {out} --out new.npz")
-
-
-@app.command("bench")
-def measure_speed(
-    preset: Annotated[str, typer.Option(help="A name of `poise presets`.")] = "micro",
-    resolution: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 32,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Also the compiled step; prepared for minutes.")
-    ] = False,
-    settings: _Set = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures there.")
-    ] = None,
-) -> None:
-    """Measure training and sampling on this machine, beside plain settings and its own limits."""
-    from poise import api, arguments
-    from poise.artifacts import write_json
-
-    chosen = arguments.settings_from_pairs(settings or [], None)
-    result, table = api.measure_speed(preset, resolution, chosen, compiled=compiled)
-    if json_file is not None:
-        write_json(json_file, result)
-    typer.echo(table)
-
-
-@app.command("presets")
-def list_presets() -> None:
-    """List the presets, smallest network first, with parameters and operations per image."""
-    from poise.flops import network_size
-
-    typer.echo(f"{'preset':16}{'pixels':>8}{'counted at':>13}{'Mparam':>10}{'GMAC':>10}   for")
-    for preset in presets():
-        (low, high), (side, channels, classes) = preset.resolutions, preset.counted_at
-        parameters, macs = network_size(resolve(preset), side, channels, classes)
-        shape = f"{side}x{side}x{channels}"
-        size = f"{parameters / 1e6:10.2f}{macs / 1e9:10.3f}"
-        typer.echo(f"{preset.name:16}{f'{low}-{high}':>8}{shape:>13}{size}   {preset.description}")
-    typer.echo(
-        "GMAC: 1e9 multiply-adds of one network call for one image; a training step costs three."
-    )
-
-
-@app.command()
-def config(preset: _Preset = None, settings: _Set = None) -> None:
-    """Print the resolved settings, each with its meaning."""
-    from poise.config import parse_overrides
-
-    chosen = preset_named(preset) if preset else None
-    for key, value, sentence in documented(resolve(chosen, parse_overrides(settings or []))):
-        shown = "unset" if value is None else _plain(value)
-        typer.echo(f"{key} = {shown}\n    {sentence}")
-
-
-def main() -> None:
-    """Run the command line and exit with 0, 1, 2 or 130."""
-    try:
-        code = 0
-        if app(standalone_mode=False) == _INTERRUPTED:  # typer catches Ctrl-C and returns this
-            raise KeyboardInterrupt
-    except PoiseError as error:
-        code = _show(error)
-    except typer.Exit as stop:
-        code = stop.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        typer.echo("Interrupted.", err=True)
-        code = _INTERRUPTED
-    except Exception as error:
-        code = _show_unexpected(error)
-    sys.exit(code)
-
-
-def _show(error: PoiseError) -> int:
-    if os.environ.get("POISE_DEBUG") == "1":
-        raise error
-    typer.echo(f"Error: {error}", err=True)
-    return error.exit_code
-
-
-def _show_unexpected(error: Exception) -> int:
-    """Wrong use as click words it, a full disk, or a fault of Poise itself."""
-    if os.environ.get("POISE_DEBUG") == "1":
-        raise error
-    words = getattr(error, "format_message", None)
-    if words is not None:
-        remedy = "`poise --help` lists commands, `poise COMMAND --help` their options."
-        return _show(UsageError(words(), remedy=remedy))
-    hint = "Run again with POISE_DEBUG=1 for the traceback, and report it if Poise is at fault."
-    return _show(PoiseError(f"{type(error).__name__}: {error}", remedy=hint))
-
-
-def _plain(value: Any) -> str:
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
 def _choice_table(choice: dict[str, Any]) -> str:

@@ -1,0 +1,17 @@
+"""The Python front door; the command line calls nothing else."""
+
+from poise.api.data import audit_images, prepare_images
+from poise.api.runs import Run, dry_run, load, train, train_job
+from poise.api.speed import measure_data_speed, measure_speed
+
+__all__ = [
+    "Run",
+    "audit_images",
+    "dry_run",
+    "load",
+    "measure_data_speed",
+    "measure_speed",
+    "prepare_images",
+    "train",
+    "train_job",
+]

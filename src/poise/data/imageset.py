@@ -1,0 +1,59 @@
+"""The data set that training reads: images of one size, with all that was learnt on the way."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poise.data.layout import Unreadable
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images of one size with all that was learnt while reading them; one entry per image."""
+
+    images: NDArray[np.uint8]  # [N, C, H, W], in memory or memory-mapped
+    labels: NDArray[np.int64] | None  # [N]
+    label_names: tuple[str, ...]  # empty: no classes
+    names: tuple[str, ...]
+    hashes: tuple[str, ...]  # sha256 of the decoded pixels and shape, before resizing
+    given_splits: tuple[str | None, ...]  # train, val, test, or None where nothing was given
+    unreadable: tuple[Unreadable, ...]
+    ignored: tuple[str, ...]
+    warnings: tuple[str, ...]
+    source: str
+    sizes: dict[str, int]  # "32x32" -> images; the 20 most common
+    modes: dict[str, int]  # "RGB" -> images, as the files have them
+    captions: tuple[str | None, ...] = ()  # empty: none were found
+    weights: NDArray[np.float64] | None = None  # [N], how often an image is drawn, relative
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels."""
+        return int(self.images.shape[2])
+
+    @property
+    def channels(self) -> int:
+        """1 (all images are gray), 3, or what arrays hold."""
+        return int(self.images.shape[1])
+
+    @property
+    def num_classes(self) -> int:
+        """0 without labels."""
+        return len(self.label_names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over names, labels, hashes, weights and resolution: equal for equal data."""
+        sha = hashlib.sha256(f"{self.resolution}:{self.label_names!r}".encode())
+        labels = [None] * len(self) if self.labels is None else self.labels.tolist()
+        for name, label, digest in zip(self.names, labels, self.hashes, strict=True):
+            sha.update(f"\n{name!r}:{label}:{digest}".encode("utf-8", "surrogateescape"))
+        if self.weights is not None:
+            sha.update(self.weights.tobytes())
+        return sha.hexdigest()

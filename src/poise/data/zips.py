@@ -1,0 +1,66 @@
+"""The members of a zip, read where they lie; names that lead out of it are refused."""
+
+import stat
+import threading
+import zipfile
+import zlib
+from pathlib import Path
+
+from poise.data.layout import Unreadable, is_hidden, unsafe_reason
+from poise.data.listing import HEAD_BYTES, Listing, refuse_huge, sort_out
+from poise.errors import DataError
+
+# RuntimeError: encrypted members; NotImplementedError: other compressions.
+ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+def list_zip(path: Path) -> Listing:
+    """All members that are files.
+
+    Raises:
+        DataError: it is not a whole zip file.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except ERRORS as error:
+        raise DataError(
+            f"{path} cannot be read: {error}.",
+            expected="a whole .zip file",
+            remedy="Download or pack it again.",
+        ) from None
+    refused: list[Unreadable] = []
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        parts = info.filename.replace("\\", "/").split("/")  # some Windows tools write \
+        name = "/".join(part for part in parts if part not in ("", "."))
+        reason = unsafe_reason(info.orig_filename)
+        if info.is_dir() or (is_hidden(name) and not reason):
+            continue
+        if stat.S_ISLNK(info.external_attr >> 16):
+            reason = reason or "it is a symbolic link"
+        if reason or name in members:
+            refused.append(Unreadable(info.orig_filename, reason or "its name occurs twice"))
+        else:
+            members[name] = info
+    read = _ZipReader(archive, members)
+    images, others = sort_out(members, read.peek, ERRORS)
+    return Listing(images, others, refused, read)
+
+
+class _ZipReader:
+    """Members of an open zip; one lock, because a ZipFile counts its readers without one."""
+
+    def __init__(self, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> None:
+        self._archive, self._members = archive, members
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str) -> bytes:
+        info = self._members[name]
+        refuse_huge(info.file_size)
+        with self._lock:
+            return self._archive.read(info)
+
+    def peek(self, name: str) -> bytes:
+        """The first bytes of a member."""
+        with self._lock, self._archive.open(self._members[name]) as file:
+            return file.read(HEAD_BYTES)
