@@ -40,7 +40,7 @@ class Audited:
 def audited(tmp_path_factory: pytest.TempPathFactory) -> Audited:
     truth = make(tmp_path_factory.mktemp("bench") / "images", seed=0, originals=42, splits=True)
     found = scan(truth.folder, workers=1)
-    return Audited(truth, found, find_duplicates(found))
+    return Audited(truth, found, find_duplicates(found).groups)
 
 
 def test_it_is_a_thousand_files_and_all_are_accounted_for(audited: Audited) -> None:

@@ -32,7 +32,7 @@ def textures(seed: int, count: int, side: int = 96) -> list[Image.Image]:
 
 def groups_of(thumbs: Pixels) -> list[list[int]]:
     pictures = Pictures.of(thumbs, np.arange(len(thumbs)))
-    return [[int(pictures.rows[i]) for i in group] for group in near_groups(pictures)]
+    return [[int(pictures.rows[i]) for i in group] for group in near_groups(pictures)[0]]
 
 
 def scan_of(
@@ -68,7 +68,7 @@ def test_levels_are_nested_and_leaks_come_first(tmp_path: Path) -> None:
         ("", "", 0, None),
         ("", "", 0, None),
     ]
-    found = find_duplicates(scan_of(tmp_path, thumbs, rows, broken=(6, 7)))
+    found = find_duplicates(scan_of(tmp_path, thumbs, rows, broken=(6, 7))).groups
     told = [(g.kind, g.members, g.cross_class, g.cross_split) for g in found]
     assert told == [
         ("near", (0, 1, 2, 3), False, True),
@@ -136,11 +136,11 @@ def test_the_closest_pair_across_sides(tmp_path: Path) -> None:
     thumbs = np.stack([thumb(p) for p in pictures])
     scan = scan_of(tmp_path, thumbs, [(f"{i}", f"{i}", None, None) for i in range(30)])
     sides = np.arange(30) // 15
-    near = closest_across(scan, sides)
+    near = closest_across(scan, sides)[0]
     assert (near.first, near.second) == (4, 20) and near.distance < 0.1 and near.hamming <= 4
     sides[20] = 0
-    assert closest_across(scan, sides).distance > NEAR
-    assert closest_across(scan, np.zeros(30, int)) == Closest(float("inf"), 64, -1, -1)
+    assert closest_across(scan, sides)[0].distance > NEAR
+    assert closest_across(scan, np.zeros(30, int)) == []
 
 
 def test_equal_pixels_across_sides_are_found_whatever_they_show(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_equal_pixels_across_sides_are_found_whatever_they_show(tmp_path: Path) 
     scan = scan_of(
         tmp_path, flat, [("a", "P", None, None), ("b", "Q", None, None), ("c", "P", None, None)]
     )
-    assert closest_across(scan, np.array([0, 1, 1])) == Closest(0.0, 0, 0, 2)
+    assert closest_across(scan, np.array([0, 1, 1])) == [Closest(0.0, 0, 0, 2)]
 
 
 def test_features_report_only_what_is_far_closer_than_usual(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_features_report_only_what_is_far_closer_than_usual(tmp_path: Path) -> N
     rows: list[tuple[str, str, int | None, Split | None]]
     rows = [(f"{i}", f"{i}", None, None) for i in range(200)]
     features = describe(thumbs)
-    assert find_duplicates(scan_of(tmp_path, thumbs, rows), features) == []
+    assert find_duplicates(scan_of(tmp_path, thumbs, rows), features).groups == []
     features[150] = features[20]
-    found = find_duplicates(scan_of(tmp_path, thumbs, rows), features)
+    found = find_duplicates(scan_of(tmp_path, thumbs, rows), features).groups
     assert [(g.kind, g.members) for g in found] == [("feature", (20, 150))]

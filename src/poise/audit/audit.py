@@ -89,7 +89,7 @@ def gather(
     whole = np.array([not look.broken for look in seen.looks], bool)
     features = describe(seen.thumbs, options.features)
     with screen.bar("looking for duplicates", 1) as bar:
-        groups = find_duplicates(seen, features, bar.show)
+        groups = find_duplicates(seen, features, bar.show).groups
     facts = _files(source, seen)
     facts |= {
         "ranked": ranked(seen),

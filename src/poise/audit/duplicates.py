@@ -35,11 +35,24 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Closest:
-    """The two most similar items on different sides.
+class Duplicates:
+    """What was found.
 
-    `distance`: 0 the same, up to `near.NEAR` a near duplicate, about 1 unrelated; infinite, and the
-    items -1, if no two could be compared. `hamming`: bits of the hash that differ, 0 to 64.
+    `groups`: worst first: across splits, across classes, then by size. `families`: items that
+    likeness connects at all, chains included; for splits, where one leak is worse than a family
+    too large.
+    """
+
+    groups: list[Group]
+    families: list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Closest:
+    """Two items on different sides.
+
+    `distance`: 0 the same, up to `near.NEAR` a near duplicate, about 1 unrelated. `hamming`: bits
+    of the hash that differ, 0 to 64.
     """
 
     distance: float
@@ -50,10 +63,8 @@ class Closest:
 
 def find_duplicates(
     scan: Scan, features: NDArray[np.float32] | None = None, progress: Progress | None = None
-) -> list[Group]:
-    """All groups, worst first: across splits, across classes, then by size.
-
-    Broken files are in no group.
+) -> Duplicates:
+    """All groups and families; broken files are in none.
 
     Args:
         scan: the looked at source.
@@ -69,42 +80,42 @@ def find_duplicates(
     firsts = np.array([members[0] for members in pictures], dtype=np.int64)
     kept = Pictures.of(scan.thumbs, firsts)
     place = np.searchsorted(firsts, kept.rows)
-    near = near_groups(kept, progress)
+    near, linked = near_groups(kept, progress)
     kin = [] if features is None else alike_by_features(features, kept.rows, near)
-    found: tuple[tuple[Kind, list[list[int]]], ...] = (("near", near), ("feature", kin))
-    for kind, parts in found:
-        for part in parts:
-            members = sorted(i for p in part for i in pictures[place[p]])
-            groups.append(_group(scan, kind, members))
-    return sorted(groups, key=_badness)
+
+    def items(part: Sequence[int]) -> tuple[int, ...]:
+        return tuple(sorted(i for p in part for i in pictures[place[p]]))
+
+    groups += [_group(scan, "near", items(part)) for part in near]
+    groups += [_group(scan, "feature", items(part)) for part in kin]
+    return Duplicates(sorted(groups, key=_badness), [items(part) for part in linked])
 
 
-def closest_across(scan: Scan, sides: NDArray[np.int64]) -> Closest:
-    """The closest pair of items on different sides, however far apart.
+def closest_across(scan: Scan, sides: NDArray[np.int64]) -> list[Closest]:
+    """Pairs of items on different sides, the closest first; empty if no two can be compared.
 
-    Exact copies are found whatever they show. Else only pictures with structure are compared.
+    Exact copies are found whatever they show, and then nothing else is looked for. Else pictures
+    with structure are compared: the pairs of most similar transforms, however far apart.
 
     Args:
         scan: the looked at source.
         sides: [N], a number for each side; -1 for items on none.
     """
+    equal = []
     for members in _equal(scan, [look.pixels for look in scan.looks]):
         placed = [i for i in members if sides[i] >= 0]
-        other = [i for i in placed if sides[i] != sides[placed[0]]]
-        if other:
-            return Closest(0.0, 0, placed[0], other[0])
+        equal += [Closest(0.0, 0, placed[0], i) for i in placed if sides[i] != sides[placed[0]]]
+    if equal:
+        return equal
     usable = np.array([not look.broken for look in scan.looks], dtype=np.bool_) & (sides >= 0)
     pictures = Pictures.of(scan.thumbs, np.flatnonzero(usable))
     best = _most_alike(pictures.hashes, sides[pictures.rows])
-    if not len(best):
-        return Closest(float("inf"), 64, -1, -1)
     apart = pictures.apart(best)
-    i = int(np.argmin(apart))
-    first, second = best.first[i], best.second[i]
     codes = pictures.hashes.codes
-    hamming = int(np.bitwise_count(codes[first] ^ codes[second, 0]).min())
-    rows = sorted(int(pictures.rows[place]) for place in (first, second))
-    return Closest(float(apart[i]), hamming, rows[0], rows[1])
+    hamming = np.bitwise_count(codes[best.first] ^ codes[best.second, :1]).min(axis=1)
+    rows = np.sort(pictures.rows[np.stack([best.first, best.second], axis=1)], axis=1).tolist()
+    order = np.argsort(apart, kind="stable").tolist()
+    return [Closest(float(apart[i]), int(hamming[i]), *rows[i]) for i in order]
 
 
 def _most_alike(hashes: Hashes, sides: NDArray[np.int64]) -> Pairs:

@@ -8,7 +8,7 @@ All sums are whole numbers below 2^53, so they are exact on every machine and in
 """
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +88,7 @@ def hash_thumbs(thumbs: NDArray[np.uint8], rows: NDArray[np.int64] | None = None
         spectrum = _COSINES @ gray @ _COSINES.T
         for k in range(ORIENTATIONS):
             codes[part, k] = _code(turned_spectra(spectrum, k))
-        hashable[part] = _structured(gray)
+        hashable[part] = _structured(gray / 1000)
         raised = spectrum * _FREQUENCY
         length = np.sqrt((raised**2).sum(axis=(1, 2), keepdims=True))
         spectra[part] = raised / np.maximum(length, 1)
@@ -114,13 +114,23 @@ def _code(spectrum: NDArray[np.float64]) -> NDArray[np.uint64]:
     return packed
 
 
-def _structured(gray: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether pictures [N, 32, 32], in thousandths of a level, show more than an even tone."""
+def structured_share(gray: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Share of each picture [N, S, S], in levels, that is more than an even tone or gradient."""
+    shares: NDArray[np.floating[Any]] = (_bending(gray) >= _LEAST_BENDING**2).mean(axis=(1, 2))
+    return shares
+
+
+def _bending(gray: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Mean square of the second differences along both sides, [N, S - 2, S - 2]."""
     across = np.diff(gray, 2, axis=2)[:, 1:-1]
     down = np.diff(gray, 2, axis=1)[:, :, 1:-1]
-    bending = (across**2 + down**2) / (2 * 1000**2)
-    area = (bending >= _LEAST_BENDING**2).mean(axis=(1, 2))
-    strong = np.sqrt(bending.mean(axis=(1, 2))) >= _LEAST_BENDING
-    contrast = gray.std(axis=(1, 2)) >= 1000 * _LEAST_CONTRAST
-    enough: NDArray[np.bool_] = strong & contrast & (area >= _LEAST_AREA)
+    squares: NDArray[np.floating[Any]] = (across**2 + down**2) / 2
+    return squares
+
+
+def _structured(gray: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether pictures [N, 32, 32], in levels, show more than an even tone."""
+    strong = np.sqrt(_bending(gray).mean(axis=(1, 2))) >= _LEAST_BENDING
+    contrast = gray.std(axis=(1, 2)) >= _LEAST_CONTRAST
+    enough: NDArray[np.bool_] = strong & contrast & (structured_share(gray) >= _LEAST_AREA)
     return enough

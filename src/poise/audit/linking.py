@@ -23,6 +23,8 @@ _STILL_KIN = 0.45  # distance at which members of one component still belong tog
 _DOUBTFUL = (NEAR, 0.35, 0.42)  # distances of pairs that are alike and no copies
 _POWERS = (2.5, 12.0)  # of the distance, that their density may grow with
 _WRONG = 0.1  # share of pairs that may be no copies, by an estimate that is too high
+_OF_USUAL = 0.6  # distance of copies in units of the usual distance of two pictures
+_PAIRS_FOR_USUAL = 512
 _VERY_SURE = 0.03  # distance of copies whatever else is in the set
 _SAMPLE = 256  # rows by which the number of pairs is foretold
 _AFFORDABLE = 30_000  # pairs to compare, and two for each picture
@@ -52,17 +54,18 @@ class Pictures:
         return distances(self.thumbs, rows)
 
 
-def near_groups(pictures: Pictures, progress: Progress | None = None) -> list[list[int]]:
-    """Positions in `rows` of pictures that are near copies of each other, two or more.
+def near_groups(
+    pictures: Pictures, progress: Progress | None = None
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Positions in `rows` of near copies in any of the eight flips and quarter turns, two or more.
 
-    In any of the eight flips and quarter turns.
+    Returns:
+        Groups of pictures that resemble each other, and the families that they were cut from.
     """
     edges = _edges(pictures, progress)
-    return [
-        group
-        for members in _components(edges, len(pictures.rows))
-        for group in _unchained(members, edges, pictures)
-    ]
+    families = _components(edges, len(pictures.rows))
+    groups = [g for members in families for g in _unchained(members, edges, pictures)]
+    return groups, [members.tolist() for members in families]
 
 
 def net(count: int) -> tuple[int, float]:
@@ -91,8 +94,21 @@ def _edges(pictures: Pictures, progress: Progress | None) -> _Edges:
     order = np.argsort(apart, kind="stable")
     compared, first = np.unique(compared[order], axis=0, return_index=True)
     apart = apart[order][first]  # of several orientations the closest
-    edges: _Edges = compared[apart <= _limit(apart)]
+    limit = min(_limit(apart), _OF_USUAL * _usual_distance(pictures))
+    edges: _Edges = compared[apart <= limit]
     return edges
+
+
+def _usual_distance(pictures: Pictures) -> float:
+    """The median distance of two pictures: about 0.9, less where all are alike, such as pages."""
+    count = len(pictures.rows)
+    if count < 3:
+        return 1.0
+    step = np.arange(_PAIRS_FOR_USUAL)
+    first = (step * 7919) % count
+    second = (first + 1 + (step * 104_729) % (count - 1)) % count
+    pairs = _best_turns(np.minimum(first, second), np.maximum(first, second), pictures.hashes)
+    return float(np.median(pictures.apart(pairs)))
 
 
 def _affordable(hashes: Hashes, reach: int, cosine: float) -> float:

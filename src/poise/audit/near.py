@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.audit.candidates import Pairs
-from poise.audit.hashing import SIDE, turned
+from poise.audit.hashing import SIDE, structured_share, turned
 
 NEAR = 0.28  # the largest distance of a near duplicate; see `distances`
 _FINE_ROUNDS = 2
@@ -24,6 +24,8 @@ _SLACK = 0.3  # how much less the whole may agree: a mark or a frame was added
 _HOPELESS = (0.45, 0.55)  # agreement of halved pictures below which a pair is done, each round
 _NOISE = 4.0  # levels of local contrast that are taken for noise
 _OTHER_COLOURS = (-0.3, 20.0)  # correlation of colours below, and distance in levels above: veto
+_OTHER_HUE = (0.3, 12.0)  # cosine of colours below, and strength in levels of both above: veto
+_FULL = 0.35  # share of structure from which a picture cannot resemble others by chance
 _CHUNK = 512
 _Floats = NDArray[np.floating[Any]]  # float32 throughout
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
@@ -33,8 +35,9 @@ def distances(thumbs: NDArray[np.uint8], pairs: Pairs) -> NDArray[np.float32]:
     """How different the pictures of each pair are, from 0 (the same) to about 1 (unrelated) [P].
 
     1 minus the smaller of two correlations of luma after alignment, of the whole and of the fine
-    structure with even contrast; more if the alignment had to move an edge far. Not influenced by
-    brightness, contrast or loss of colour; opposite colours count as unrelated.
+    structure with even contrast; more if the alignment had to move an edge far, and if there is
+    little structure to go by. Not influenced by brightness, contrast or loss of colour; other
+    colours count as unrelated.
 
     Args:
         thumbs: [N, 32, 32, 3].
@@ -105,8 +108,21 @@ def _judged(
     below = (len(gray), 3 * SIDE, SIDE)
     alike = _correlation(moved.reshape(below), fixed.reshape(below), np.tile(inside, (1, 3, 1)))
     veto = (alike < _OTHER_COLOURS[0]) & (levels > _OTHER_COLOURS[1])
+    veto |= _other_hue(moved * inside[:, None], fixed * inside[:, None], inside)
     distance = 1 - np.minimum(whole + _SLACK, fine) + _PER_PIXEL * far
-    return np.where(veto, 1, np.maximum(distance, 0)).astype(np.float32)
+    share = np.minimum(structured_share(gray), structured_share(target))
+    distance = np.maximum(distance, 0) / np.clip(share / _FULL, 0.05, 1)
+    return np.where(veto, 1, distance).astype(np.float32)
+
+
+def _other_hue(a: _Floats, b: _Floats, inside: _Floats) -> NDArray[np.bool_]:
+    """Whether both [P, 3, 32, 32] are coloured, and by different colours."""
+    count = inside.sum(axis=(1, 2))
+    powers = [(x**2).sum(axis=(1, 2, 3)) for x in (a, b)]
+    cosine = (a * b).sum(axis=(1, 2, 3)) / np.sqrt(powers[0] * powers[1] + 1e-6)
+    weaker = np.sqrt(np.minimum(*powers) / count)
+    other: NDArray[np.bool_] = (cosine < _OTHER_HUE[0]) & (weaker > _OTHER_HUE[1])
+    return other
 
 
 def _gray(pictures: NDArray[np.uint8]) -> _Floats:

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.audit.duplicates import Closest, Group, closest_across
+from poise.audit.duplicates import Closest, Duplicates, Group, closest_across
 from poise.audit.look import BROKEN
-from poise.audit.near import NEAR
 from poise.audit.scan import Scan
 from poise.data.splits import SPLITS, STRENGTH, split_groups
 from poise.errors import DataError
@@ -19,7 +18,6 @@ from poise.prepare.units import Unit, roots_of, user_groups
 
 EXACT = ("bytes", "pixels")
 _HUGE = 10**12 - 1  # pixels that no picture has
-_ROUNDS = 3  # of a search over all pairs each
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class _Kin:
 
 def decide(
     seen: Scan,
-    groups: Sequence[Group],
+    found: Duplicates,
     units: Sequence[Unit],
     options: Options,
     pattern: str | None = None,
@@ -68,7 +66,7 @@ def decide(
     for index, unit in enumerate(units):
         if unit.fault is not None:
             dropped.setdefault(index, ("no clip", unit.fault))
-    kin = _kin(seen, groups, units, named, dropped)
+    kin = _kin(seen, found, units, named, dropped)
     conflicts = tuple(_conflicts(seen, units, kin.exact, dropped))
     given = [max((items[i].split for i in unit.files), key=STRENGTH.__getitem__) for unit in units]
     dropped = _copies(seen, units, kin, given, options, dropped)
@@ -100,48 +98,35 @@ def decide(
         )
     first = tuple(names[0] if names else None for names in named)
     decision = Decision(tuple(units), tuple(sides), dropped, first, conflicts)
-    _check_leaks(groups, decision, kin)
+    _check_leaks(found.groups, decision, kin)
     return decision
 
 
 def settle(
     seen: Scan,
-    groups: Sequence[Group],
+    found: Duplicates,
     units: Sequence[Unit],
     options: Options,
     pattern: str | None = None,
 ) -> tuple[Decision, dict[str, Closest]]:
     """`decide`, and the closest pair across each two splits, such as "train-val".
 
-    Where long chains of likeness were broken, a pair of near copies can be in two groups; such a
-    pair is joined and the sides are decided again.
+    The pairs are searched for anew, on other ways than the families, so that they can prove them
+    wrong.
 
     Raises:
         As `decide`.
     """
-    groups = list(groups)
-    for _ in range(_ROUNDS):
-        decision = decide(seen, groups, units, options, pattern)
-        nearest = closest_across(seen, _places(seen, decision, SPLITS))
-        if nearest.distance > NEAR:
-            break
-        groups.append(Group("near", (nearest.first, nearest.second), False, False))
-    return decision, _closest(seen, decision, nearest)
-
-
-def _closest(seen: Scan, decision: Decision, nearest: Closest) -> dict[str, Closest]:
-    """The closest pair across each two splits, where any two can be compared.
-
-    `nearest` is the closest of all, and so that of its own two splits.
-    """
-    found: dict[str, Closest] = {}
+    decision = decide(seen, found, units, options, pattern)
+    everywhere = closest_across(seen, _places(seen, decision, SPLITS))
+    closest: dict[str, Closest] = {}
     for pair in (("train", "val"), ("train", "test"), ("val", "test")):
         at = _places(seen, decision, pair)
-        known = nearest.first >= 0 and at[nearest.first] >= 0 and at[nearest.second] >= 0
-        closest = nearest if known else closest_across(seen, at)
-        if closest.first >= 0:
-            found["-".join(pair)] = closest
-    return found
+        among = [near for near in everywhere if at[near.first] >= 0 and at[near.second] >= 0]
+        among = among or closest_across(seen, at)
+        if among:
+            closest["-".join(pair)] = among[0]
+    return decision, closest
 
 
 def _places(seen: Scan, decision: Decision, names: Sequence[str]) -> NDArray[np.int64]:
@@ -177,13 +162,13 @@ def _unusable(seen: Scan, units: Sequence[Unit], drop: bool) -> dict[int, tuple[
 
 def _kin(
     seen: Scan,
-    groups: Sequence[Group],
+    found: Duplicates,
     units: Sequence[Unit],
     named: Sequence[tuple[str, ...]],
     dropped: Mapping[int, Any],
 ) -> _Kin:
     """Families among the usable units."""
-    count = len(seen.looks)
+    count, groups = len(seen.looks), found.groups
     same = roots_of(count, [g.members for g in groups if g.kind in EXACT])
     alike = roots_of(count, [g.members for g in groups if g.kind in (*EXACT, "near")])
     usable = [index for index in range(len(units)) if index not in dropped]
@@ -199,7 +184,7 @@ def _kin(
 
     exact = roots_of(len(units), copies(same))
     near = roots_of(len(units), copies(same) + copies(alike))
-    everything = roots_of(count, [g.members for g in groups])
+    everything = roots_of(count, [*(g.members for g in groups), *found.families])
     together = [
         *by([(i, everything[file]) for i in usable for file in units[i].files]),
         # Flat pictures have no hash; those that shrink to the same pixels belong together too.

@@ -127,10 +127,10 @@ def _plan(task: _Task, cache: Path | None) -> dict[str, Any]:
         )
     seen = replace(seen, source=task.opened)  # with the groups that were asked for
     with screen.bar("looking for duplicates", 1) as bar:
-        groups = find_duplicates(seen, None, bar.show)
+        found = find_duplicates(seen, None, bar.show)
     with screen.bar("dividing", 1):
         units = units_of(seen, options.clip)
-        decision, closest = settle(seen, groups, units, options, task.pattern)
+        decision, closest = settle(seen, found, units, options, task.pattern)
         kept = [decision.units[index] for index in decision.kept()]
         shape = shape_of(seen, kept, options.resolution, options.clip)
         weigh = Weights(seen, options.balance, options.target)
