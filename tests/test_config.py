@@ -16,6 +16,7 @@ from poise.budget import fitting, smallest_fitting
 from poise.build import build_denoiser
 from poise.config import (
     Config,
+    Preset,
     documented,
     from_toml,
     parse_overrides,
@@ -164,22 +165,21 @@ def test_settings_survive_being_written(chosen: dict[str, Any]) -> None:
     assert [line for line in text.splitlines() if line.startswith("# ")]
 
 
-def test_every_preset_builds_at_every_resolution_it_claims() -> None:
-    assert presets()
-    for preset in presets():
-        low, high = preset.resolutions
-        sizes = [side for side in range(low, high + 1) if fitting(preset, side)]
-        assert {low, high} <= set(sizes), preset.name
-        config = resolve(preset)
-        if not preset.automatic:
-            sizes = [low, high]
-        for i, side in enumerate(sizes):
-            channels, labels = (3, ("a", "b")) if i % 2 else (1, ())
-            with torch.device("meta"):
-                denoiser = build_denoiser(config, DataFacts(side, channels, labels, 0.5), META)
-                if side in (8, 32, 64):
-                    image = torch.empty(1, channels, side, side)
-                    assert denoiser(image, torch.ones(())).shape == image.shape
+@pytest.mark.parametrize("preset", presets(), ids=lambda preset: preset.name)
+def test_every_preset_builds_at_every_resolution_it_claims(preset: Preset) -> None:
+    low, high = preset.resolutions
+    sizes = [side for side in range(low, high + 1) if fitting(preset, side)]
+    assert {low, high} <= set(sizes)
+    config = resolve(preset)
+    if not preset.automatic:
+        sizes = [low, high]
+    for i, side in enumerate(sizes):
+        channels, labels = (3, ("a", "b")) if i % 2 else (1, ())
+        with torch.device("meta"):
+            denoiser = build_denoiser(config, DataFacts(side, channels, labels, 0.5), META)
+            if side in (8, 32, 64):
+                image = torch.empty(1, channels, side, side)
+                assert denoiser(image, torch.ones(())).shape == image.shape
 
 
 @pytest.mark.parametrize("side", [4, 8, 12, 16, 28, 32, 64])

@@ -38,7 +38,7 @@ class DataConfig(Section):
     augment: Literal["auto", "none", "nonleaky"] = Field(
         "auto",
         description="Transforms the network is told of, so that none leaks into samples; auto: "
-        "from 16 pixels on, where under 100,000 images are seen over 50 times each.",
+        "from 16 pixels on, where under 100,000 images are seen over 1,000 times each.",
     )
     augment_p: float = Field(
         0.12, ge=0, le=1, description="Probability of each of these transforms."

@@ -121,7 +121,7 @@ def test_leaks_and_conflicts_are_grave_and_counted_once_though_groups_are_nested
     assert lines[0].startswith("1 image lies in two or more classes, such as cat/1.png and dog/2")
     assert "Mend it" not in lines[0]  # which label is right, only a person can say
     assert lines[1].startswith("1 picture is in more than one split")
-    assert lines[1].endswith("Mend it: `poise prepare cats OUT --split 80/10/10`")
+    assert lines[1].endswith("Mend it: `poise prepare cats OUT`")
 
 
 def test_near_copies_in_two_classes_are_weaker_than_equal_ones() -> None:

@@ -187,8 +187,8 @@ def test_a_snapshot_knows_its_network(tmp_path: Path) -> None:
 
 
 def test_auto_is_for_long_trainings_on_small_sets_of_images_that_are_large_enough() -> None:
-    assert wants_augmentation(16, 1000, 50_001)
-    assert not wants_augmentation(16, 1000, 50_000)
+    assert wants_augmentation(16, 1000, 1_000_001)
+    assert not wants_augmentation(16, 1000, 1_000_000)
     assert not wants_augmentation(8, 1437, 10**8)  # handwritten digits
     assert not wants_augmentation(64, 1_200_000, 10**9)  # ImageNet
 
@@ -197,10 +197,10 @@ def test_auto_is_settled_and_said() -> None:
     from_16 = np.random.default_rng(0).integers(0, 256, (20, 1, 16, 16), np.uint8)
     said: list[str] = []
     data = planted(from_16)
-    config = resolve(None, {"training.images": 2000, "data.balance": "none"})
+    config = resolve(None, {"training.images": 40_000, "data.balance": "none"})
     settled = settle_data(config, data, np.arange(20), said.append).data
     assert (settled.augment, settled.resolution) == ("nonleaky", 16)
-    assert settled.flip in ("on", "off") and "seen 100 times" in said[0]
+    assert settled.flip in ("on", "off") and "seen 2,000 times" in said[0]
     short = resolve(None, {"training.images": 900})
     assert settle_data(short, data, np.arange(20), said.append).data.augment == "none"
     with pytest.raises(UsageError, match="poise prepare --balance"):

@@ -31,7 +31,7 @@ def source_of(facts: Mapping[str, Any]) -> str:
 
 def prepare_with(facts: Mapping[str, Any], options: str) -> str:
     """The command that prepares the source with these options."""
-    return f"poise prepare {source_of(facts)} OUT {options}"
+    return f"poise prepare {source_of(facts)} OUT {options}".rstrip()
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

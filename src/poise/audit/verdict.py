@@ -173,7 +173,7 @@ def _conflicts(facts: Mapping[str, Any]) -> Iterable[Finding]:
 def _leaks(facts: Mapping[str, Any]) -> Iterable[Finding]:
     sure = joined_groups(facts, ("bytes", "pixels", "near"), "cross_split")
     likely = joined_groups(facts, ("feature",), "cross_split", without=sure)
-    command = prepare_with(facts, "--split 80/10/10")
+    command = prepare_with(facts, "")
     if sure:
         text = (
             f"{counted(len(sure), 'picture is', 'pictures are')} in more than one split, such as "

@@ -13,7 +13,7 @@ from poise.settings import Config
 
 _LOOKED_AT = 2**30  # bytes of images by which flips are judged
 _AUGMENTED_FROM = 16  # pixels; below, a turn or a shift leaves little of an image
-_MANY_TIMES = 50  # that an image is seen, after which a network may know it by heart
+_MANY_TIMES = 1000  # that an image is seen, after which a network may know it by heart
 _LARGE = 100_000  # images of a set that needs no augmentation
 
 
@@ -60,10 +60,11 @@ def settle_data(
 def wants_augmentation(resolution: int, count: int, images: int) -> bool:
     """Whether a training is so long for its data that the network may learn images by heart.
 
-    Over 50 times as many images are seen as there are, and there are under 100,000. Images below
+    Over 1,000 times as many images are seen as there are, and there are under 100,000. Images below
     16x16 pixels are left alone: little is left of them after a turn, and a network for them is
     small. Karras et al. 2022 augment sets of up to 70,000 images that are seen thousands of times,
-    and not ImageNet; the figures here are careful guesses between.
+    and not ImageNet. Seen 100 times each, 500 photographs gained nothing from it
+    (docs/experiments.md); where between the two the gain begins has not been measured.
 
     Args:
         resolution: side in pixels.
