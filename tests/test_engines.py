@@ -212,37 +212,6 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     assert not any(map(running, pids))
 
 
-@pytest.mark.filterwarnings("ignore")  # of Ray's own parts
-def test_ray_gives_what_the_local_engine_gives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ray = pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # its workers yield to all others
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for the functions above
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    try:
-        results = ordered_map(look, [*range(8), -5], engine="ray", workers=2)
-        for one, other in zip(ordered_map(look, range(8), workers=1), results, strict=False):
-            assert same(one, other)
-        with pytest.raises(ValueError, match="negative") as caught:
-            next(results)
-        assert "while working on -5" in caught.value.__notes__
-        results = ordered_map(
-            partial(deadly, folder=tmp_path), range(6, 9), engine="ray", on_death=buried
-        )
-        assert list(results) == [-6, 1007, -8]
-        assert ray.is_initialized()  # whoever connected disconnects
-    finally:
-        ray.shutdown()
-
-
 def running(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]

@@ -1,14 +1,17 @@
 """The audit against a thousand files of which everything is known."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from auditbench import BROKEN, NEAR, Truth, make, pairs_of, score_pairs
 
-from poise.audit.duplicates import Group, Kind, find_duplicates
-from poise.audit.quality import flag
+from poise.audit.duplicates import Duplicates, Group, Kind, find_duplicates
+from poise.audit.quality import flagged
 from poise.audit.scan import Scan, scan
+from poise.prepare.decide import settle
+from poise.prepare.options import Options
+from poise.prepare.units import units_of
 
 LEAKS = ("leak-bytes", "leak-pixels", "leak-jpeg", "leak-mirror")
 
@@ -19,7 +22,11 @@ class Audited:
 
     truth: Truth
     scan: Scan
-    groups: list[Group]
+    duplicates: Duplicates
+
+    @property
+    def groups(self) -> list[Group]:
+        return self.duplicates.groups
 
     def found(self, *kinds: Kind) -> list[list[str]]:
         """Groups of paths."""
@@ -27,20 +34,19 @@ class Audited:
         return [[names[i] for i in group.members] for group in self.groups if group.kind in kinds]
 
     def with_problem(self, kind: str) -> set[str]:
-        """Paths that quality flags."""
-        flags = flag(self.scan.looks)
+        """Paths with a problem of that kind."""
         return {
             look.name
-            for look, found in zip(self.scan.looks, flags, strict=True)
-            if any(problem.kind == kind for problem in found)
+            for look in self.scan.looks
+            if any(problem.kind == kind for problem in look.problems)
         }
 
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> Audited:
     truth = make(tmp_path_factory.mktemp("bench") / "images", seed=0, originals=42, splits=True)
-    found = scan(truth.folder, workers=1)
-    return Audited(truth, found, find_duplicates(found).groups)
+    found = flagged(scan(truth.folder, workers=1))
+    return Audited(truth, found, find_duplicates(found))
 
 
 def test_it_is_a_thousand_files_and_all_are_accounted_for(audited: Audited) -> None:
@@ -96,6 +102,39 @@ def test_blur(audited: Audited) -> None:
     clean = audited.truth.of("clean")
     assert sum(path in blurred for path in planted) >= 0.95 * len(planted)
     assert sum(path in blurred for path in clean) <= 0.01 * len(clean)
+
+
+def test_every_oddity_is_named(audited: Audited) -> None:
+    truth = audited.truth
+    for kind, problem in (
+        ("exif-rotated", "exif-rotated"),
+        ("rgba", "alpha"),
+        *(("cmyk", "cmyk"), ("16-bit", "16-bit"), ("palette", "palette"), ("icc", "icc")),
+        ("wrong-extension", "wrong-extension"),
+        ("animated", "animated"),
+        *(("flat", "flat"), ("dark", "too-dark"), ("light", "too-light")),
+    ):
+        planted = set(truth.of(kind))
+        assert planted, kind
+        assert planted <= audited.with_problem(problem), kind
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_after_the_split_no_copy_lies_on_two_sides(audited: Audited, given: bool) -> None:
+    seen, truth = audited.scan, audited.truth
+    if not given:
+        items = tuple(replace(item, split=None) for item in seen.source.items)
+        seen = replace(seen, source=replace(seen.source, items=items))
+    decision, closest = settle(seen, audited.duplicates, units_of(seen, None), Options())
+    kinds = ("original", "bytes", "pixels", *NEAR, "label-near", "exif-rotated", *LEAKS)
+    graded = set(truth.of(*kinds))
+    sides: dict[int, set[str]] = {}
+    for unit, side in zip(decision.units, decision.sides, strict=True):
+        if side is not None and unit.name in graded:
+            sides.setdefault(truth.files[unit.name].group, set()).add(side)
+    assert {side for found in sides.values() for side in found} >= {"train", "test"}
+    assert {group: found for group, found in sides.items() if len(found) > 1} == {}
+    assert all(pair.distance > 0 for pair in closest.values())
 
 
 def test_the_truth_depends_on_the_seed_alone(tmp_path: Path) -> None:

@@ -86,7 +86,8 @@ def test_classes_are_compared_at_equal_size_and_small_ones_are_named() -> None:
     rows = np.eye(100, dtype=np.float32)
     rows[25:90] = rows[25]  # class 1: one picture
     found = describe_diversity(names, labels, ["a", "b", "c"], rows, np.ones(100, bool))
-    assert found["classes"]["a"] == {"vendi": 25, "n": 25}
+    curve = [{"n": 25, "vendi": 25.0}]
+    assert found["classes"]["a"] == {"vendi": 25, "n": 25, "saturation": curve}
     assert found["classes"]["b"]["n"] == 25
     assert found["classes"]["b"]["vendi"] == pytest.approx(1, abs=1e-3)
     assert found["classes_left_out"] == ["c"]

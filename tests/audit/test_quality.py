@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from odd_files import source_of
 from PIL import Image, ImageFilter
 
+from poise.audit import quality
 from poise.audit.look import Look, Problem, look_at
 from poise.audit.quality import SHOWN, flag, proposed_resolution, ranked, soft_set, spread
 from poise.audit.scan import Scan
@@ -174,7 +175,7 @@ def test_the_proposed_resolution_is_the_rule_of_training() -> None:
 def test_lists_and_spread() -> None:
     pictures = [np.full((16, 16), level, np.uint8) for level in range(60)]
     scan = scan_of(pictures)
-    lists = ranked(scan)
+    lists = ranked(quality.flagged(scan))
     assert {len(rows) for kind, rows in lists.items() if kind != "blurred"} == {SHOWN}
     assert lists["blurred"] == []
     assert lists["too-dark"][0] == {"path": "000", "value": 0.0, "flagged": True}

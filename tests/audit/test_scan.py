@@ -11,7 +11,9 @@ import pytest
 from odd_files import bomb, encoded, picture, write_all
 
 from poise.audit import scan as scan_module
+from poise.audit.audit import Options, audit_source
 from poise.audit.scan import Scan, scan
+from poise.console import Screen
 from poise.errors import DataError, UsageError
 
 BAD = 70  # the file at which a decoder dies
@@ -65,14 +67,6 @@ def test_one_or_two_processes_or_an_archive_find_the_same(tmp_path: Path) -> Non
     alone = scan(folder, workers=1)
     assert same(alone, scan(folder, workers=2))
     assert same(alone, scan(tmp_path / "images.zip", workers=1))
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_ray_finds_the_same(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    folder = folder_of(tmp_path / "images")
-    assert same(scan(folder, workers=1), scan(folder, engine="ray", workers=2))
 
 
 def test_a_file_that_kills_the_decoder_is_named(
@@ -156,3 +150,10 @@ def test_missing_values_are_masked_if_asked_for(tmp_path: Path) -> None:
 def test_no_such_source(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         scan(tmp_path / "nowhere")
+
+
+def test_a_file_in_the_place_of_the_audit_is_told_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UsageError, match="out is a file"):
+        audit_source(str(tmp_path / "nowhere"), tmp_path / "out", Options(), Screen(quiet=True))
+    assert (tmp_path / "out").read_text() == "mine"

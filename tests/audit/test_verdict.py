@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from poise.audit.finding import NOTE, SERIOUS
 from poise.audit.verdict import findings, verdict
 
 
@@ -107,11 +108,19 @@ def test_broken_files_are_counted_by_kind_with_an_example() -> None:
     )
 
 
+def test_every_line_has_a_command_and_odd_images_can_be_dropped_by_kind() -> None:
+    lines = verdict(facts(problem_counts={"blurred": 3}, duplicates=[CONFLICT], soft=0.9))
+    assert len(lines) == 5  # the last one sums up
+    assert all("`poise " in line for line in lines[:4])
+    assert any(line.endswith("--drop broken,exact,blurred`") for line in lines)
+    assert any("softer" in line and "--resolution" in line for line in lines)
+
+
 def test_nothing_readable_and_nothing_at_all() -> None:
     empty = facts(images=4, readable=0, classes={}, problem_counts={"truncated": 4}, diversity={})
     assert verdict(empty)[0].startswith("Not one file can be read: 4 of 4 files")
     assert verdict(facts(images=0, readable=0, classes={}, diversity={})) == [
-        "There is no image here."
+        "There is no image here. Look again afterwards: `poise audit cats`"
     ]
 
 
@@ -216,3 +225,39 @@ def test_findings_come_worst_first() -> None:
     severities = [f["severity"] for f in findings(mixed)]
     assert severities == sorted(severities, reverse=True)
     assert set(severities) == {0, 1, 2, 3}
+
+
+def test_images_that_are_left_out_are_serious_when_many() -> None:
+    text = "400 images are not listed in metadata.jsonl and left out, such as 7.png."
+    lost = facts(warnings=[text], ignored=[f"{n}.png" for n in range(400)])
+    assert findings(lost)[0] == {"severity": SERIOUS, "sentence": text, "command": ""}
+    few = facts(warnings=[text], ignored=["7.png"])
+    assert findings(few)[0]["severity"] == NOTE
+
+
+def test_pictures_of_a_kind_that_is_not_read_are_named() -> None:
+    found = findings(facts(ignored=[*(f"{n}.HEIC" for n in range(300)), "a.avif", "notes.txt"]))
+    assert found[0]["severity"] == SERIOUS
+    assert found[0]["sentence"].startswith(
+        "301 pictures are of a kind that is not read (avif, heic), such as 0.HEIC:"
+    )
+    assert any(f["sentence"].startswith("1 other file was ignored") for f in found)
+
+
+def test_a_class_without_an_image_is_no_imbalance() -> None:
+    found = findings(facts(classes={"cat": 1000, "dog": 0}))
+    assert found[0]["sentence"] == "1 class has no image that can be read: 'dog'."
+    assert not any("will draw little else" in f["sentence"] for f in found)
+
+
+def test_missing_values_can_be_masked() -> None:
+    counts = {"missing-values": 3}
+    assert findings(facts(readable=997, problem_counts=counts))[0]["command"] == (
+        "poise prepare cats OUT --missing mask"
+    )
+
+
+def test_names_cannot_steer_the_terminal() -> None:
+    files = [{"path": "a\x1b[31m\n\udcff.png", "problems": [{"kind": "truncated", "detail": ""}]}]
+    told = verdict(facts(readable=999, files=files, problem_counts={"truncated": 1}))[0]
+    assert "a\\u001b[31m\\u000a\\udcff.png" in told and told.isprintable()

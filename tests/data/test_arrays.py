@@ -179,3 +179,25 @@ def test_each_channel_is_fitted_alone(channels: int, height: int, width: int, si
     for c in range(channels):
         plane = Image.fromarray(np.ascontiguousarray(pixels[..., c]))
         assert np.array_equal(out[c : c + 1], fit(plane, side, 1))
+
+
+def test_what_is_wrong_with_an_npy_is_told_plainly(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros((9, 8, 8), np.uint8))
+    content = path.read_bytes()
+    np.save(tmp_path / "objects.npy", np.array([1, "a"], object), allow_pickle=True)
+    for bad, text in (
+        (b"words", "it is no .npy file"),
+        (content[:-100], "it ends early: 476 of 576 bytes"),
+        ((tmp_path / "objects.npy").read_bytes(), "it holds Python objects"),
+    ):
+        path.write_bytes(bad)
+        with pytest.raises(DataError, match=text) as caught:
+            open_source(path)
+        assert "pickle" not in str(caught.value) and ".." not in caught.value.found
+
+
+def test_too_few_labels_are_counted(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", np.zeros((4, 8, 8), np.uint8), np.zeros(3, int))
+    with pytest.raises(DataError, match="there are 4 images and 3 labels"):
+        open_source(tmp_path / "x.npz")

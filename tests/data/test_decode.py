@@ -75,8 +75,9 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
 
 def test_floating_point_and_32_bit_pixels_are_refused() -> None:
     for values in (np.array([[0.5]], np.float32), np.array([[70_000]], np.int32)):
-        with pytest.raises(DataError, match="neither 8-bit nor 16-bit"):
+        with pytest.raises(Undecodable, match="neither 8-bit nor 16-bit") as caught:
             decode(encoded(Image.fromarray(values), "TIFF"))
+        assert caught.value.kind == "unreadable"  # nothing is missing from the file
 
 
 def test_cmyk_becomes_rgb() -> None:

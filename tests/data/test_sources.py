@@ -1,5 +1,6 @@
 """Each kind of source with planted classes, splits and faults."""
 
+import contextlib
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from pictures import encoded, noise, write_tree
 from PIL import Image
 
+from poise.data.listing import told
 from poise.data.sources import Source, open_source
 from poise.errors import DataError, UsageError
 
@@ -275,3 +277,64 @@ def test_no_name_leads_out_of_an_archive(bad) -> None:
                 assert ".." not in item.name.split("/") and "\0" not in item.name
             listed = [*(i.name for i in source.items), *source.ignored]
             assert len(listed) == len(set(listed)) and "ok.png" in listed
+
+
+@pytest.mark.parametrize(
+    "text", ['{"labels": [1', "[]", '{"labels": 3}', '{"labels": [["1.png"]]}']
+)
+def test_a_bad_manifest_is_told_without_names_of_python_s_errors(text: str, tmp_path: Path) -> None:
+    write_tree(tmp_path, {"1.png": X, "dataset.json": text.encode()})
+    with pytest.raises(DataError, match=r"dataset\.json cannot be understood: ") as caught:
+        open_source(tmp_path)
+    assert "Error" not in caught.value.found
+
+
+@pytest.mark.parametrize("source", ["", " ", "a\0b"])
+def test_no_path_is_not_the_current_folder(source: str) -> None:
+    with pytest.raises(UsageError, match="is no source"):
+        open_source(source)
+
+
+def test_members_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+        for _ in range(3):
+            with pytest.warns() if archive.namelist() else contextlib.nullcontext():
+                archive.writestr("cat/1.png", X)
+    source = open_source(tmp_path / "s.zip")
+    assert [item.name for item in source.items] == ["cat/1.png"]
+    assert [file.name for file in source.refused] == ["cat/1.png (2)", "cat/1.png (3)"]
+
+
+def test_what_went_wrong_is_told_in_words() -> None:
+    assert told(KeyError("columns")) == "'columns' is missing"
+    assert told(PermissionError(13, "Permission denied", "/x")) == "Permission denied"
+    assert told(zipfile.BadZipFile("Bad CRC-32.")) == "Bad CRC-32"
+    assert told(EOFError()) == "EOFError"
+
+
+def test_empty_folders_are_named(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"cat/1.png": X})
+    for name in ("dog", "owl/old"):
+        (tmp_path / name).mkdir(parents=True)
+    assert open_source(tmp_path).warnings == ("2 folders hold nothing, such as dog/.",)
+
+
+@every_kind
+def test_split_folders_beside_others_are_classes_aloud(make, tmp_path: Path) -> None:
+    source = open_source(
+        make(tmp_path / "s.zip", {f"{n}/1.png": X for n in ("train", "test", "more")})
+    )
+    assert source.label_names == ("more", "test", "train")
+    assert "The folders test, train are taken for classes, not for splits" in source.warnings[0]
+    usual = open_source(make(tmp_path / "t.zip", {f"{n}/1.png": X for n in ("test", "more")}))
+    assert not usual.warnings  # classes may be called so
+
+
+def test_a_source_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/x")
+
+    monkeypatch.setattr("poise.data.sources.is_store", locked)
+    with pytest.raises(DataError, match="cannot be read: Permission denied") as caught:
+        open_source(tmp_path)
+    assert caught.value.remedy

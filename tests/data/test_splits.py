@@ -127,7 +127,7 @@ def test_a_copy_given_to_two_splits_is_dropped_from_the_weaker() -> None:
 
 
 def test_too_few_different_images() -> None:
-    with pytest.raises(DataError, match="hold only 1 different"):
+    with pytest.raises(DataError, match="are only 1 group that must stay"):
         split(dataset_of(distinct([5] * 40)), SHARES, 0)
 
 
@@ -158,3 +158,17 @@ def test_a_group_given_to_two_splits_stays_in_the_stronger() -> None:
     made = split_groups(roots, [str(k) for k in roots], None, given_splits, SHARES, 0)
     assert made.sides[31] == "test" and made.dropped == {3: 31, 30: 31, 32: 31}
     assert [made.sides[i] for i in (3, 30, 32)] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("roots", "text"),
+    [
+        ([0], "only 1 different image;"),
+        ([0, 1], "only 2 different images;"),
+        ([0, 0, 2], "3 images that are kept are only 2 groups that each must stay together"),
+    ],
+)
+def test_why_nothing_is_left_for_a_split(roots: list[int], text: str) -> None:
+    keys, given = [str(n) for n in range(len(roots))], [None] * len(roots)
+    with pytest.raises(DataError, match=text):
+        split_groups(roots, keys, None, given, (0.8, 0.1, 0.1), 0)

@@ -236,3 +236,13 @@ def test_any_text_survives_every_form(tmp_path_factory, texts) -> None:
 def test_items_stay_as_they_are_without_any_table(tmp_path: Path) -> None:
     source = open_source(write_tree(tmp_path, FILES))
     assert source.items[0] == Item("a/1.png", 0, None, None, None)
+
+
+def test_the_row_that_is_wrong_is_named_by_its_number(tmp_path: Path) -> None:
+    rows = [{"file_name": "a/1.png"}, {"file_name": 3}]
+    with pytest.raises(DataError, match="row 2: file_name is 3"):
+        open_source(write_tree(tmp_path, FILES | {"metadata.jsonl": as_jsonl(rows)}))
+    with pytest.raises(DataError, match="row 2: Expecting"):
+        open_source(
+            write_tree(tmp_path, FILES | {"metadata.jsonl": as_jsonl(rows[:1]) + b"\n{bad"})
+        )

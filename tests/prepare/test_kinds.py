@@ -10,6 +10,7 @@ from sets import picture, pixels_of, prepare, rows_of, splits_of
 from poise.data.store import load_store
 from poise.errors import DataError, UsageError
 from poise.prepare.cleaning import blockiness, clean, noise_level
+from poise.prepare.prepare import report_lines
 from poise.settings import DataConfig
 
 
@@ -234,3 +235,24 @@ def test_a_target_that_names_no_class_here(tmp_path: Path) -> None:
     (tmp_path / "target.toml").write_text("[classes]\nbird = 1\n")
     with pytest.raises((UsageError, DataError), match="bird"):
         prepare(source, tmp_path / "set", balance="target", target=tmp_path / "target.toml")
+
+
+def test_what_the_source_warns_of_is_printed(tmp_path: Path) -> None:
+    root = classes(tmp_path / "s", a=12, b=2)
+    picture(99).save(root / "beside.png")
+    (root / "a" / "empty.png").write_bytes(b"")
+    lines = report_lines(prepare(root, tmp_path / "set"))
+    notes = [line for line in lines if line.startswith("Note: ")]
+    assert len(notes) == 2 and "beside.png" in notes[0] and "1 class trains only" in notes[1]
+
+
+def test_clips_that_are_longer_than_any_sequence(tmp_path: Path) -> None:
+    root = classes(tmp_path / "s", a=6)
+    with pytest.raises(DataError, match="holds no clip of 50 frames"):
+        prepare(root, tmp_path / "set", clip=50)
+
+
+def test_what_was_prepared_is_no_source(tmp_path: Path) -> None:
+    prepare(classes(tmp_path / "s", a=30), tmp_path / "set")
+    with pytest.raises(UsageError, match="is what poise prepare wrote"):
+        prepare(tmp_path / "set", tmp_path / "again")

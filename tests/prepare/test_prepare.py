@@ -203,3 +203,15 @@ def test_out_must_not_lie_in_the_source(source: Path) -> None:
     for out in (source, source / "cat" / "set"):
         with pytest.raises(UsageError, match="lies in the source"):
             prepare(source, out)
+
+
+def test_an_out_that_may_not_be_looked_at(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(path: Path) -> list[Path]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "set").mkdir()
+    monkeypatch.setattr(Path, "iterdir", locked)
+    with pytest.raises(UsageError, match="cannot be used: Permission denied"):
+        prepare(source, tmp_path / "set")

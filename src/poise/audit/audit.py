@@ -3,10 +3,11 @@
 The parts know their own question only; here they are asked in turn and their answers joined.
 """
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from poise.audit.duplicates import Group, find_duplicates
 from poise.audit.features import choose_space, describe
 from poise.audit.look import Look, Problem
 from poise.audit.page import write_page
-from poise.audit.quality import flag, proposed_resolution, ranked, spread
+from poise.audit.quality import flagged, proposed_resolution, ranked, soft_set, spread
 from poise.audit.scan import Scan, scan
 from poise.console import Screen
+from poise.errors import UsageError
 
 FORMAT = 1
 _SCAN = ".scan"
@@ -45,10 +47,12 @@ def audit_source(source: str, out: Path, options: Options, screen: Screen) -> di
         What audit.json holds.
 
     Raises:
-        UsageError: no such source, features or target.
+        UsageError: no such source, features or target; or `out` is a file.
         DataError: the source holds no image at all.
         ArtifactError: `out` cannot be written.
     """
+    if os.path.exists(out) and not out.is_dir():
+        raise UsageError(f"{out} is a file.", expected="a folder for audit.json and audit.html")
     wanted = None if options.target is None else target.read(options.target)
     seen = read_all(source, out / _SCAN, options, screen)
     facts = gather(source, seen, options, screen, wanted)
@@ -70,12 +74,7 @@ def read_all(source: str, cache: Path, options: Options, screen: Screen) -> Scan
             missing=options.missing,
             progress=bar.show,
         )
-    added = flag(seen.looks)
-    looks = tuple(
-        replace(look, problems=(*look.problems, *more))
-        for look, more in zip(seen.looks, added, strict=True)
-    )
-    return replace(seen, looks=looks)
+    return flagged(seen)
 
 
 def gather(
@@ -94,6 +93,7 @@ def gather(
     facts |= {
         "ranked": ranked(seen),
         "spread": spread(seen),
+        "soft": round(soft_set(seen), 4),
         "duplicates": [_group(group, seen) for group in groups],
         "duplicate_counts": _duplicate_counts(groups),
     }

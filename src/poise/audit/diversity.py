@@ -142,7 +142,8 @@ def _by_class(
     left_out = []
     for name, m in zip(label_names, members, strict=True):
         if len(m) >= FEWEST_OF_A_CLASS:
-            scores[name] = {"vendi": round(vendi_score(features[m[:n]]), 4), "n": n}
+            curve = vendi_curve(features[m[:n]])
+            scores[name] = {"vendi": curve[-1]["vendi"], "n": n, "saturation": curve}
         else:
             left_out.append(name)
     return scores, left_out

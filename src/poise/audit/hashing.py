@@ -19,7 +19,7 @@ _LOW = 9  # frequencies 0..8 along each side; (0, 0) is the mean, (8, 8) takes i
 _LUMA = np.array([299, 587, 114], dtype=np.float64)  # ITU-R BT.601, thousandths
 _FREQUENCY = np.hypot(*np.mgrid[:_LOW, :_LOW])  # 0 takes the mean out
 _LEAST_CONTRAST = 3.0  # standard deviation in levels
-_LEAST_BENDING = 2.0  # root mean square of second differences, in levels; a gradient has none
+_LEAST_BENDING = (1.2, 0.03)  # of second differences: in levels, and of the contrast
 _LEAST_AREA = 0.03  # share of the picture that bends; one dot on an even ground is like any other
 _CHUNK = 2048
 _Spectra = TypeVar("_Spectra", NDArray[np.float32], NDArray[np.float64])
@@ -116,8 +116,15 @@ def _code(spectrum: NDArray[np.float64]) -> NDArray[np.uint64]:
 
 def structured_share(gray: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Share of each picture [N, S, S], in levels, that is more than an even tone or gradient."""
-    shares: NDArray[np.floating[Any]] = (_bending(gray) >= _LEAST_BENDING**2).mean(axis=(1, 2))
+    least = _least_bending(gray)[:, None, None]
+    shares: NDArray[np.floating[Any]] = (_bending(gray) >= least**2).mean(axis=(1, 2))
     return shares
+
+
+def _least_bending(gray: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """What a gradient does not have, [N]: more than rounding, and seen beside the contrast."""
+    absolute, relative = _LEAST_BENDING
+    return np.asarray(np.maximum(absolute, relative * gray.std(axis=(1, 2))))
 
 
 def _bending(gray: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
@@ -130,7 +137,7 @@ def _bending(gray: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
 
 def _structured(gray: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether pictures [N, 32, 32], in levels, show more than an even tone."""
-    strong = np.sqrt(_bending(gray).mean(axis=(1, 2))) >= _LEAST_BENDING
+    strong = np.sqrt(_bending(gray).mean(axis=(1, 2))) >= _least_bending(gray)
     contrast = gray.std(axis=(1, 2)) >= _LEAST_CONTRAST
     enough: NDArray[np.bool_] = strong & contrast & (structured_share(gray) >= _LEAST_AREA)
     return enough

@@ -83,7 +83,8 @@ def _within(
             # |p - q|^2 <= reach, written so that one comparison is left
             room = half[columns] - reach / 2 - 1e-5
             close = points[rows] @ points[columns].T >= half[rows, None] + room
-            first, second = np.nonzero(close)
+            # Many times faster than np.nonzero of the table itself.
+            first, second = np.divmod(np.flatnonzero(close.ravel()), close.shape[1])
             first, second = first + start, second + left
             ahead = first < second
             first, second = first[ahead], second[ahead]

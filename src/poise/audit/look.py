@@ -13,6 +13,7 @@ from PIL import Image
 from poise.audit.sharpness import sharpness
 from poise.audit.whole import damage
 from poise.data.decode import Decoded, Undecodable, decode_in_thread
+from poise.data.listing import told
 from poise.data.sources import Source
 from poise.errors import DataError, PoiseError
 
@@ -93,7 +94,7 @@ def look_at(source: Source, index: int) -> tuple[Look, NDArray[np.uint8]]:
     except MemoryError:
         problem = Problem("unreadable", "it does not fit into memory")
     except Exception as error:  # foreign bytes fail in many ways; each is told, none stops us
-        problem = Problem("unreadable", f"{type(error).__name__}: {error}")
+        problem = Problem("unreadable", told(error))
     return broken_look(name, problem, size, digest)
 
 

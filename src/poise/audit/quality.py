@@ -7,6 +7,7 @@ is said without comparison. Nothing is removed.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,10 @@ from numpy.typing import NDArray
 from poise.audit.look import Look, Problem
 from poise.audit.scan import Scan
 
+ODD = (  # kinds that a picture can be left out for
+    *("flat", "near-empty", "blurred", "too-dark", "too-light", "too-small"),
+    *("size-outlier", "aspect-outlier", "animated", "wrong-extension"),
+)
 SHOWN = 48  # pictures of each ranked list
 _FEWEST = 10  # readable pictures for a comparison
 _MOST = 0.2  # share of a set that can be odd
@@ -59,6 +64,14 @@ def soft_set(scan: Scan) -> float:
     return float(np.mean(values < _SOFT)) if values.size else 0.0
 
 
+def flagged(scan: Scan) -> Scan:
+    """The scan with the problems of `flag` added to its looks."""
+    looks = zip(scan.looks, flag(scan.looks), strict=True)
+    return replace(
+        scan, looks=tuple(replace(look, problems=(*look.problems, *more)) for look, more in looks)
+    )
+
+
 def proposed_resolution(looks: Sequence[Look]) -> int:
     """Side in pixels to train at: the median shorter side rounded down to a power of two, 8 to 64.
 
@@ -70,7 +83,7 @@ def proposed_resolution(looks: Sequence[Look]) -> int:
 
 
 def ranked(scan: Scan) -> dict[str, list[dict[str, Any]]]:
-    """For people to judge: at most 48 pictures of each kind, worst first, flagged or not.
+    """For people to judge: at most 48 pictures of each kind, worst first; of a `flagged` scan.
 
     `value` is the sharpness, the mean luma (twice), the standard deviation of the luma, and the
     share of pixels of about one brightness.
@@ -82,11 +95,7 @@ def ranked(scan: Scan) -> dict[str, list[dict[str, Any]]]:
         "flat": (lambda look: look.contrast, 1),
         "near-empty": (lambda look: look.plain, -1),
     }
-    extra = flag(scan.looks)
-    kinds = [
-        {problem.kind for problem in (*look.problems, *more)}
-        for look, more in zip(scan.looks, extra, strict=True)
-    ]
+    kinds = [{problem.kind for problem in look.problems} for look in scan.looks]
     lists: dict[str, list[dict[str, Any]]] = {}
     for kind, (value, sign) in orders.items():
         places = [

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -26,7 +27,7 @@ from poise.engines import ordered_map
 from poise.errors import DataError
 
 _CHUNK = 64  # files
-_IN_MEMORY = 256 * 2**20  # bytes of thumbnails
+_IN_MEMORY = 32 * 2**20  # bytes of thumbnails
 _BLOCK = 2**24  # bytes
 _VERSION = 1  # raised when a look finds other things, so that old caches are not used
 _CRASH = Problem("unreadable", "the decoder crashed on it")
@@ -98,6 +99,7 @@ def scan(
         for at, (found, small) in zip(jobs, chunks, strict=True):
             looks += found
             thumbs[at.first : at.last] = small
+            _let_go(thumbs)
             if progress:
                 progress(len(looks), total)
     finally:
@@ -121,7 +123,7 @@ def fingerprint(path: str | Path, *, missing: str = "refuse", besides: Path | No
 
 def _files(place: Path, besides: Path | None) -> Iterator[tuple[str, os.stat_result]]:
     """A file, or all files below a folder, in a stable order; none if there is no such place."""
-    if not place.is_dir():
+    if not os.path.isdir(place):  # no error where it may not be looked at
         with contextlib.suppress(OSError):
             yield place.name, place.stat()
         return
@@ -211,6 +213,13 @@ def _room(total: int, cache: Path | None) -> NDArray[np.uint8]:
             expected=f"{size / 2**20:.0f} MiB of free disk",
             remedy="Free some space.",
         ) from None
+
+
+def _let_go(thumbs: NDArray[np.uint8]) -> None:
+    """Give the memory of mapped thumbnails back; the file keeps what was written."""
+    held = thumbs.base
+    if isinstance(held, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        held.madvise(mmap.MADV_DONTNEED)
 
 
 def _prepare(cache: Path, state: str) -> Path:

@@ -23,6 +23,8 @@ from poise.audit.finding import (
     source_of,
 )
 from poise.audit.look import BROKEN
+from poise.data.layout import FOREIGN_SUFFIXES, is_image
+from poise.report.page import visible
 
 _LOST = BROKEN | {"refused"}
 _LINES = 5
@@ -35,7 +37,7 @@ _ALIKE = 2.0  # Vendi score of nearly equal images
 _LESS_VARIED = 0.5  # of the median class
 
 _ODD = {  # kind -> after "12 of 1,000 images"
-    "flat": "are of one flat colour and teach nothing",
+    "flat": "are of one flat colour, from which nothing is learned",
     "near-empty": "are nearly empty",
     "blurred": "are blurred: the model learns the blur with the rest",
     "too-dark": "are very dark",
@@ -54,7 +56,7 @@ def findings(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         [{"severity", "sentence", "command"}]. Among equals: what cannot be read, one class that
-        rules, wrong labels, leaks, too few, then the rest.
+        rules, wrong labels, leaks, too few, what is left out, then the rest.
     """
     parts: tuple[Callable[[Mapping[str, Any]], Iterable[Finding]], ...] = (
         _broken,
@@ -64,39 +66,46 @@ def findings(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
         _amount,
         _target,
         _tiny,
+        _left_out,
         _copies,
         _suspects,
         _variety,
         _odd,
         _forms,
         _captions,
-        _left_out,
         _summary,
     )
     found = [finding for part in parts for finding in part(facts)]
     found.sort(key=lambda finding: -finding.severity)  # stable: equals stay as above
-    return [{"severity": f.severity, "sentence": f.sentence, "command": f.command} for f in found]
+    return [
+        {"severity": f.severity, "sentence": visible(f.sentence, 1000), "command": f.command}
+        for f in found
+    ]
 
 
 def verdict(facts: Mapping[str, Any]) -> list[str]:
     """One to five lines for somebody who sees such a list for the first time, worst first.
 
-    Uses facts["findings"] where they are there. A line is a sentence and, where there is one, the
-    command that mends it.
+    Uses facts["findings"] where they are there. A line is a sentence and the command that mends
+    what it says, or that shows whether it was mended.
     """
     found = facts.get("findings") or findings(facts)
     serious = [f for f in found if f["severity"] >= SERIOUS]
     others = [f for f in found if f["severity"] < SERIOUS]
-    lines = [_line(f) for f in serious]
+    again = f"poise audit {source_of(facts)}"
+    lines = [_line(f, again) for f in serious]
     if not serious:
         train = f"poise train {source_of(facts)}"
         lines = [f"Nothing stands against training on these images. Train: `{train}`"]
-    return (lines + [_line(f) for f in others])[:_LINES]
+    return (lines + [_line(f, again) for f in others])[:_LINES]
 
 
-def _line(finding: Mapping[str, Any]) -> str:
-    if not finding["command"]:
+def _line(finding: Mapping[str, Any], again: str) -> str:
+    """Where only a person can mend something, the command shows whether it was mended."""
+    if not finding["severity"]:
         return str(finding["sentence"])
+    if not finding["command"]:
+        return f"{finding['sentence']} Look again afterwards: `{again}`"
     return f"{finding['sentence']} Mend it: `{finding['command']}`"
 
 
@@ -117,7 +126,8 @@ def _broken(facts: Mapping[str, Any]) -> Iterable[Finding]:
         yield Finding(GRAVE, f"Not one file can be read: {text}")
     else:
         severity = GRAVE if lost > images / 2 else SERIOUS
-        yield Finding(severity, text, prepare_with(facts, "--drop broken"))
+        way = "--missing mask" if set(kinds) == {"missing-values"} else "--drop broken"
+        yield Finding(severity, text, prepare_with(facts, way))
 
 
 def _first_broken(files: Iterable[Mapping[str, Any]]) -> str:
@@ -129,9 +139,14 @@ def _first_broken(files: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _balance(facts: Mapping[str, Any]) -> Iterable[Finding]:
-    classes: Mapping[str, int] = facts.get("classes") or {}
+    named: Mapping[str, int] = facts.get("classes") or {}
+    classes = {name: number for name, number in named.items() if number}
+    empty = [name for name in named if not named[name]]
     total = sum(classes.values())
-    if len(classes) < 2 or not total:
+    if empty and total:
+        text = f"{counted(len(empty), 'class has', 'classes have')} no image that can be read"
+        yield Finding(SERIOUS, f"{text}: {listed(empty)}.")
+    if len(classes) < 2:
         return
     largest = max(classes, key=lambda name: classes[name])
     smallest = min(classes, key=lambda name: classes[name])
@@ -287,12 +302,20 @@ def _variety(facts: Mapping[str, Any]) -> Iterable[Finding]:
 def _odd(facts: Mapping[str, Any]) -> Iterable[Finding]:
     readable = max(facts.get("readable", 0), 1)
     counts = facts.get("problem_counts") or {}
+    if facts.get("soft", 0.0) > 0.5:
+        text = (
+            f"{percent(facts['soft']).capitalize()} of the images are softer than photographs are: "
+            "the model learns that, too; a lower resolution loses nothing."
+        )
+        side = max(int(facts.get("resolution", 16)) // 2, 8)
+        yield Finding(NOTE, text, prepare_with(facts, f"--resolution {side}"))
     for kind, says in _ODD.items():
         number = counts.get(kind, 0)
         if number:
             verb = says if number > 1 else _singular(says)
             text = f"{number:,} of {counted(readable, 'image')} {verb}."
-            yield Finding(SERIOUS if number > _MANY * readable else NOTE, text)
+            severity = SERIOUS if number > _MANY * readable else NOTE
+            yield Finding(severity, text, prepare_with(facts, f"--drop broken,exact,{kind}"))
 
 
 def _singular(says: str) -> str:
@@ -332,9 +355,22 @@ def _captions(facts: Mapping[str, Any]) -> Iterable[Finding]:
 
 
 def _left_out(facts: Mapping[str, Any]) -> Iterable[Finding]:
+    """What no table or folder places, pictures of other kinds, and files of other uses."""
+    ignored = list(facts.get("ignored") or ())
+    enough = _MANY_COPIES * max(facts.get("images", 0), 1)
+    lost = SERIOUS if sum(map(is_image, ignored)) > enough else NOTE
     for warning in facts.get("warnings") or ():
-        yield Finding(NOTE, warning if warning.endswith(".") else f"{warning}.")
-    ignored = facts.get("ignored") or ()
+        severity = SERIOUS if "not for" in warning else lost if "left out" in warning else NOTE
+        yield Finding(severity, warning if warning.endswith(".") else f"{warning}.")
+    foreign = [name for name in ignored if name.lower().endswith(FOREIGN_SUFFIXES)]
+    if foreign:
+        kinds = ", ".join(sorted({name.rpartition(".")[2].lower() for name in foreign}))
+        text = (
+            f"{counted(len(foreign), 'picture is', 'pictures are')} of a kind that is not read "
+            f"({kinds}), such as {foreign[0]}: save them as PNG or JPEG to use them."
+        )
+        yield Finding(SERIOUS if len(foreign) > enough else NOTE, text)
+        ignored = [name for name in ignored if not name.lower().endswith(FOREIGN_SUFFIXES)]
     if ignored:
         text = f"{counted(len(ignored), 'other file was', 'other files were')} ignored"
         yield Finding(FINE, f"{text}, such as {ignored[0]}.")
@@ -348,7 +384,7 @@ def _summary(facts: Mapping[str, Any]) -> Iterable[Finding]:
     text = counted(readable, "image")
     text += f" in {counted(len(classes), 'class', 'classes')}" if classes else " without classes"
     vendi = (facts.get("diversity") or {}).get("vendi")
-    if vendi:
+    if vendi and readable > 1:
         used = facts["diversity"]["images_used"]
         text += f"; {used:,} of them are as varied as {vendi:.1f} entirely different pictures"
     side = facts.get("resolution")

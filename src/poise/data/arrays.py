@@ -4,6 +4,7 @@ The mapping to 0..255 is linear and one for the whole array, so that images stay
 arrays are mapped into memory, not read.
 """
 
+import math
 import struct
 import zipfile
 import zlib
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from poise.data.decode import fit
+from poise.data.listing import told
 from poise.errors import DataError
 
 Missing = Literal["refuse", "mask"]
@@ -30,6 +32,10 @@ _REMEDY = "Save it anew with numpy.savez(path, images, labels)."
 _MAPPED_FROM = 2**26  # bytes; smaller arrays are read, which also checks the zip's checksum
 _CHUNK = 2**24  # numbers looked at together
 _GRAY = 127.5  # a channel without any value
+_HEADERS: dict[tuple[int, int], Any] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _MOST = 4  # channels of an array read as [N, C, H, W]; its images have at least twice that side
 
 
@@ -58,7 +64,7 @@ class Mapping:
             raise DataError(
                 f"holds {int((~finite).sum())} missing values (NaN or infinite) of {x.size}",
                 expected="numbers only",
-                remedy="Fill them yourself, or ask for missing values to be masked.",
+                remedy="Fill them yourself, or have them masked (--missing mask).",
             )
         half = self.high / 2 - self.low / 2  # halves, so that no difference overflows
         if half > 0:
@@ -106,6 +112,7 @@ def open_arrays(path: Path, missing: Missing = "refuse") -> Arrays:
     """
     try:
         if path.suffix.lower() == ".npy":
+            _check_npy(path)
             raw: Any = np.load(path, mmap_mode="r", allow_pickle=False)
             if not isinstance(raw, np.ndarray):
                 raise ValueError("it is an archive, not one array")
@@ -114,7 +121,7 @@ def open_arrays(path: Path, missing: Missing = "refuse") -> Arrays:
             pixels, labels = _load_npz(path)
     except _ERRORS as error:
         raise DataError(
-            f"{path} cannot be read: {error}.",
+            f"{path} cannot be read: {told(error)}.",
             expected="plain arrays written by numpy.save or numpy.savez",
             remedy=_REMEDY,
         ) from None
@@ -128,6 +135,27 @@ def open_arrays(path: Path, missing: Missing = "refuse") -> Arrays:
     mapping, text = mapping_of([pixels], missing)
     named = None if labels is None else tuple(labels.tolist())
     return Arrays(len(pixels), ArrayReader(pixels, mapping), named, (*warnings, *text))
+
+
+def _check_npy(path: Path) -> None:
+    """Say in plain words what numpy says in those of its own insides.
+
+    Raises:
+        ValueError: it is no array of numbers, or ends early.
+    """
+    with path.open("rb") as file:
+        if file.read(6) != b"\x93NUMPY":
+            raise ValueError("it is no .npy file, whatever its name says")
+        file.seek(0)
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            return
+        shape, _, dtype = _HEADERS[version](file)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects, which are never loaded")
+        wanted = math.prod(shape) * dtype.itemsize
+        if (there := path.stat().st_size - file.tell()) < wanted:
+            raise ValueError(f"it ends early: {there:,} of {wanted:,} bytes are there")
 
 
 def mapping_of(parts: list[NDArray[Any]], missing: Missing) -> tuple[Mapping, list[str]]:
@@ -202,6 +230,8 @@ def _problem(pixels: NDArray[Any], labels: NDArray[Any] | None) -> str:
         return f"the images have shape {pixels.shape}"
     if 0 in pixels.shape:
         return f"there is no image, the shape is {pixels.shape}"
+    if labels is not None and labels.ndim == 1 and len(labels) != len(pixels):
+        return f"there are {len(pixels):,} images and {len(labels):,} labels"
     if labels is not None and (labels.shape != (len(pixels),) or labels.dtype.kind not in "iuU"):
         return f"the labels have shape {labels.shape} and are {labels.dtype}"
     return ""
@@ -236,13 +266,9 @@ def _mapped(path: Path, member: str) -> NDArray[Any] | None:
         lengths = struct.unpack("<26xHH", file.read(30))  # of the name and of extra fields
         file.seek(sum(lengths), 1)
         version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
+        if version not in _HEADERS:
             return None
-        header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version](file)
-        shape, fortran, dtype = header
+        shape, fortran, dtype = _HEADERS[version](file)
         if dtype.hasobject:
             raise ValueError("it holds Python objects")
         order: Literal["F", "C"] = "F" if fortran else "C"

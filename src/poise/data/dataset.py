@@ -20,6 +20,7 @@ from poise.data.arrays import fit_array
 from poise.data.decode import Decoded, decode_in_thread, fit, quiet_pillow, read_header
 from poise.data.imageset import Dataset
 from poise.data.layout import Unreadable
+from poise.data.listing import told
 from poise.data.sources import Source, open_source
 from poise.data.store import is_store, load_store
 from poise.errors import DataError, PoiseError
@@ -215,7 +216,7 @@ def _read_one(source: Source, index: int, images: NDArray[np.uint8]) -> _Seen | 
     except PoiseError as error:
         return error.found
     except Exception as error:  # decoders of foreign bytes fail in many ways; all are reported
-        return f"{type(error).__name__}: {error}"
+        return told(error)
 
 
 def _disagreement(channels: int, wanted: int) -> str:

@@ -273,6 +273,12 @@ def _from_deep(image: Image.Image) -> Image.Image:
     """16-bit gray as 8-bit: 65535 becomes 255."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise ValueError("pixels are neither 8-bit nor 16-bit numbers")
+        raise Undecodable(
+            "unreadable",
+            "its pixels are neither 8-bit nor 16-bit numbers",
+            expected="8 or 16 bits per channel",
+            remedy="Save it anew with 8 or 16 bits; or give all as one .npy, whose numbers may be "
+            "of any kind.",
+        )
     scaled = (values.astype(np.uint32) + 128) // 257
     return Image.fromarray(scaled.astype(np.uint8))

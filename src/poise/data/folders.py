@@ -15,29 +15,36 @@ def list_folder(root: Path) -> Listing:
     files: list[str] = []
     closed: list[str] = []
     refused: list[Unreadable] = []
-    _scan(root, "", root.resolve(), (files, closed, refused))
+    empty: list[str] = []
+    _scan(root, "", root.resolve(), (files, closed, refused, empty))
 
     def peek(name: str) -> bytes:
         with (root / name).open("rb") as file:
             return file.read(HEAD_BYTES)
 
     images, others = sort_out(files, peek, ERRORS)
-    return Listing(images, others, refused, _FolderReader(root), closed)
+    warnings: tuple[str, ...] = ()
+    if empty:
+        some = "1 folder holds" if len(empty) == 1 else f"{len(empty)} folders hold"
+        warnings = (f"{some} nothing, such as {empty[0]}.",)
+    return Listing(images, others, refused, _FolderReader(root), closed, warnings=warnings)
 
 
 def _scan(
     folder: Path,
     prefix: str,
     root: Path,
-    found: tuple[list[str], list[str], list[Unreadable]],
+    found: tuple[list[str], list[str], list[Unreadable], list[str]],
 ) -> None:
-    """Collect files, those that must not be opened, and refused ones below `folder`."""
-    files, closed, refused = found
+    """Collect files, those that must not be opened, refused ones, and empty folders."""
+    files, closed, refused, empty = found
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         refused.append(Unreadable(prefix or ".", f"the folder cannot be listed: {error.strerror}"))
         return
+    if not entries and prefix:
+        empty.append(prefix)
     for entry in entries:
         name = prefix + entry.name
         if is_hidden(entry.name):

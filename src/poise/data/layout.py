@@ -4,6 +4,7 @@ Pure functions of names and of what tables say, so a folder, a zip and a tar of 
 same data set.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -13,6 +14,10 @@ Split = Literal["train", "val", "test"]
 MANIFEST = "dataset.json"
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+FOREIGN_SUFFIXES = (  # of pictures that are never read
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".tga", ".psd"),
+    *(".exr", ".hdr", ".dcm", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf"),
+)
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
     "val": "val",
@@ -112,6 +117,12 @@ def unsafe_reason(name: str) -> str | None:
     if "\0" in path:
         return "its path holds a zero byte"
     return None
+
+
+def again(name: str, seen: Counter[str]) -> Unreadable:
+    """A member of an archive whose name an earlier one has; `seen` counts, to tell them apart."""
+    seen[name] += 1
+    return Unreadable(f"{name} ({seen[name] + 1})", "its name occurs twice; the first one counts")
 
 
 def wrapper_of(images: Sequence[str], others: Sequence[str] = ()) -> str:
@@ -270,16 +281,34 @@ def _folder_labels(
             labels[name] = folder[0] if folder[1] else None
         else:
             left_out.append(name)
+    mixed = [] if tops else _mixed(names, prefix)
     if any(label is not None for label in labels.values()):
         left_out += [name for name, label in labels.items() if label is None]
         labels = {name: label for name, label in labels.items() if label is not None}
     if not left_out:
-        return labels, [], []
+        return labels, [], mixed
     text = (
         f"{_count(len(left_out), 'image lies', 'images lie')} beside the folders and left out, "
         f"such as {left_out[0]}: the folder says neither class nor split."
     )
-    return labels, left_out, [text]
+    return labels, left_out, [text, *mixed]
+
+
+def _mixed(names: Sequence[str], prefix: str) -> list[str]:
+    """A warning where folders named like splits are classes, because others beside them are not."""
+    tops = sorted({name[len(prefix) :].partition("/")[0] for name in names if "/" in name})
+    tops = [top for top in tops if any(name.startswith(f"{prefix}{top}/") for name in names)]
+    splits = [top for top in tops if top.lower() in SPLIT_NAMES]
+    others = [top for top in tops if top.lower() not in SPLIT_NAMES]
+    if not others or "train" not in {SPLIT_NAMES[top.lower()] for top in splits}:
+        return []
+    return [
+        f"The folders {', '.join(splits)} are taken for classes, not for splits, because "
+        f"{others[0]} lies beside them and is no split."
+        if len(splits) > 1
+        else f"The folder {splits[0]} is taken for a class, not for a split, because "
+        f"{others[0]} lies beside it and is no split."
+    ]
 
 
 def _sorted_classes(labels: Iterable[int | str | None]) -> list[int | str]:

@@ -97,6 +97,15 @@ def sort_out(
     return images, others
 
 
+def told(error: Exception) -> str:
+    """What went wrong, in words; the name of the error's type only where it says nothing."""
+    if isinstance(error, KeyError) and error.args:
+        return f"{error.args[0]!r} is missing"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).rstrip(". ") or type(error).__name__
+
+
 def refuse_huge(size: int) -> None:
     """Raise DataError for a file of `size` bytes that no image has."""
     if size > MAX_FILE_BYTES:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from poise.data.arrays import ArrayReader, Mapping, Missing, mapping_of
 from poise.data.layout import SPLIT_NAMES, Fact, Item, Split, Unreadable, unsafe_reason
-from poise.data.listing import Content, Source, refuse_huge
+from poise.data.listing import Content, Source, refuse_huge, told
 from poise.data.tables import CAPTIONS, LABELS, fact_of
 from poise.errors import DataError, UsageError
 
@@ -141,7 +141,7 @@ def _part(folder: Path, name: str, split: Split | None) -> _Part:
         table = pyarrow.concat_tables(tables)
         features = _features(folder, table)
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
-        raise _damaged(folder, f"{type(error).__name__}: {error}") from None
+        raise _damaged(folder, told(error)) from None
     image, encoded = _image_column(folder, table, features)
     classes = {
         column: tuple(map(str, spec["names"]))

@@ -13,8 +13,9 @@ import numpy as np
 from poise.data.arrays import ArrayReader, Mapping, Missing, open_arrays
 from poise.data.folders import list_folder
 from poise.data.layout import Item, arrange
-from poise.data.listing import Content, Listing, Source
+from poise.data.listing import Content, Listing, Source, told
 from poise.data.saved import is_saved, open_saved
+from poise.data.store import is_store
 from poise.data.tables import find_beside, find_tables
 from poise.data.tars import is_tar, list_tars
 from poise.data.zips import list_zip
@@ -41,14 +42,27 @@ def open_source(source: str | Path, *, missing: str = "refuse", group_by: str = 
 
     Raises:
         UsageError: the path does not exist or is of no known kind.
-        DataError: it holds no image, or its labels cannot be understood.
+        DataError: it cannot be read, holds no image, or its labels cannot be understood.
     """
     if missing not in ("refuse", "mask"):
         raise UsageError(f"missing={missing!r} is not known.", expected="refuse or mask")
     way = cast(Missing, missing)
     if source == "digits":
         return _open_digits()
-    path = Path(source).expanduser()
+    if not str(source).strip() or "\0" in str(source):  # Path("") would be the current folder
+        raise UsageError(f"{str(source)!r} is no source.", expected=_KINDS)
+    try:
+        return _open(source, Path(source).expanduser(), way, group_by)
+    except OSError as error:
+        raise DataError(
+            f"{source} cannot be read: {told(error)}.",
+            expected="a place that this user may read",
+            remedy="Check its permissions.",
+        ) from None
+
+
+def _open(source: str | Path, path: Path, way: Missing, group_by: str) -> Source:
+    """The source at a path."""
     if not path.exists():
         raise UsageError(
             f"{source} does not exist.",
@@ -56,6 +70,12 @@ def open_source(source: str | Path, *, missing: str = "refuse", group_by: str = 
             remedy="Check the path for a typing error.",
         )
     suffix = path.suffix.lower()
+    if is_store(path):
+        raise UsageError(
+            f"{path} is what poise prepare wrote, and is clean already.",
+            expected="the images that it was made from",
+            remedy=f"Train on it: poise train {path}",
+        )
     if path.is_dir():
         return open_saved(path, way, group_by) if is_saved(path) else _open_folder(path, group_by)
     if suffix in (".npz", ".npy"):

@@ -151,12 +151,24 @@ def split_groups(
     for name, share in zip(SPLITS, shares, strict=True):
         if share > 0 and name not in sides:
             raise DataError(
-                f"The {len(roots)} images hold only {len(groups)} different ones; "
-                f"nothing is left for {name}.",
+                _too_few(len(roots), len(groups), name),
                 expected="different images for each split that has a share",
                 remedy="Add different images, or give less to the other splits.",
             )
     return Division(tuple(sides), dropped)
+
+
+def _too_few(items: int, groups: int, name: str) -> str:
+    """Why nothing is left for a split."""
+    if items == 1:
+        return f"There is only 1 different image; nothing is left for {name}."
+    if items == groups:
+        return f"There are only {items} different images; nothing is left for {name}."
+    kept = "group that must stay" if groups == 1 else "groups that each must stay"
+    return (
+        f"The {items:,} images that are kept are only {groups} {kept} together (copies, or what "
+        f"was asked to be grouped); nothing is left for {name}."
+    )
 
 
 def _groups(

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from poise.data.layout import MANIFEST, SPLIT_NAMES, TABLES, Fact, Table, wrapper_of
-from poise.data.listing import Listing
+from poise.data.listing import Listing, told
 from poise.errors import DataError, PoiseError, UsageError
 
 LABELS = ("label", "class", "category")
@@ -162,9 +162,9 @@ def _table(name: str, folder: str, content: bytes, group_by: str) -> Table | str
     """The table; or why it is none of images."""
     rows: list[tuple[str, Fact]] = []
     splits: list[str] = []
-    number = 0
+    number = 1
     try:
-        for number, row in enumerate(_rows(name, content), 1):
+        for row in _rows(name, content):
             if number == 1 and _FILE not in row:
                 columns = ", ".join(str(column) for column in list(row)[:10])
                 return f"{name} has no column {_FILE}, only {columns}; it is not used."
@@ -174,11 +174,12 @@ def _table(name: str, folder: str, content: bytes, group_by: str) -> Table | str
             fact, unknown = fact_of(row, group_by)
             rows.append((path, fact))
             splits += [unknown] if unknown else []
+            number += 1
     except UsageError:
         raise
     except Exception as error:  # bytes that are no table fail in many ways; all are reported
         raise DataError(
-            f"{name} cannot be understood: row {number + 1}: {error}.",
+            f"{name} cannot be understood: row {number}: {told(error)}.",
             expected=f"one row per image with {_FILE} and, if known, {', '.join(LABELS)}, "
             f"{', '.join(CAPTIONS)}, split or {group_by}",
             remedy="Correct it, or remove it to take the classes from the folders.",
@@ -249,13 +250,19 @@ def _manifest(content: bytes) -> tuple[tuple[str, Fact], ...] | None:
     remedy = f"Correct {MANIFEST}, or remove it to take the classes from the folders."
     try:
         raw: Any = json.loads(content)
+        if not isinstance(raw, dict) or "labels" not in raw:
+            raise ValueError('it has no "labels"')
         entries = raw["labels"]
         if entries is None:
             return None
+        if not isinstance(entries, list):
+            raise ValueError(f'its "labels" are {type(entries).__name__}, not a list')
+        if wrong := [pair for pair in entries if not isinstance(pair, list) or len(pair) != 2]:
+            raise ValueError(f"{wrong[0]!r:.40} is not a path and one class")
         pairs = [(path, label) for path, label in entries]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{MANIFEST} cannot be understood: {type(error).__name__}: {error}.",
+            f"{MANIFEST} cannot be understood: {told(error)}.",
             expected=form,
             remedy=remedy,
         ) from None

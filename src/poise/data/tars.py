@@ -6,12 +6,13 @@ read by seeking. Links, devices, sparse files and names that lead out are refuse
 
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from poise.data.layout import SPLIT_NAMES, Split, Unreadable, is_hidden, unsafe_reason
+from poise.data.layout import SPLIT_NAMES, Split, Unreadable, again, is_hidden, unsafe_reason
 from poise.data.listing import HEAD_BYTES, MAX_FILE_BYTES, Listing, refuse_huge, sort_out
 from poise.errors import DataError
 
@@ -102,6 +103,7 @@ def _index(path: Path) -> tuple[dict[str, _Member], list[Unreadable]]:
     """The files in a tar; what is refused. A problem without a name ends the tar early."""
     members: dict[str, _Member] = {}
     refused: list[Unreadable] = []
+    twice: Counter[str] = Counter()
     if unpacker := _unpacker(path):
         text = f"it is compressed; unpack it with {unpacker}, so that its images can be reached"
         return members, [Unreadable("", text)]
@@ -112,8 +114,10 @@ def _index(path: Path) -> tuple[dict[str, _Member], list[Unreadable]]:
             if info.isdir() or (is_hidden(name) and not reason):
                 continue
             reason = reason or _refusal(info)
-            if reason or name in members:
-                refused.append(Unreadable(info.name, reason or "its name occurs twice"))
+            if reason:
+                refused.append(Unreadable(info.name, reason))
+            elif name in members:
+                refused.append(again(name, twice))
             else:
                 members[name] = _Member(path, info.offset_data, info.size)
     except _HEADER_ERRORS as error:

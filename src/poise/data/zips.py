@@ -4,9 +4,10 @@ import stat
 import threading
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
-from poise.data.layout import Unreadable, is_hidden, unsafe_reason
+from poise.data.layout import Unreadable, again, is_hidden, unsafe_reason
 from poise.data.listing import HEAD_BYTES, Listing, refuse_huge, sort_out
 from poise.errors import DataError
 
@@ -30,6 +31,7 @@ def list_zip(path: Path) -> Listing:
         ) from None
     refused: list[Unreadable] = []
     members: dict[str, zipfile.ZipInfo] = {}
+    twice: Counter[str] = Counter()
     for info in archive.infolist():
         parts = info.filename.replace("\\", "/").split("/")  # some Windows tools write \
         name = "/".join(part for part in parts if part not in ("", "."))
@@ -38,8 +40,10 @@ def list_zip(path: Path) -> Listing:
             continue
         if stat.S_ISLNK(info.external_attr >> 16):
             reason = reason or "it is a symbolic link"
-        if reason or name in members:
-            refused.append(Unreadable(info.orig_filename, reason or "its name occurs twice"))
+        if reason:
+            refused.append(Unreadable(info.orig_filename, reason))
+        elif name in members:
+            refused.append(again(name, twice))
         else:
             members[name] = info
     read = _ZipReader(archive, members)

@@ -1,6 +1,6 @@
 """What is kept, what is dropped and why, and on which side everything lies."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from poise.audit.duplicates import Closest, Duplicates, Group, closest_across
 from poise.audit.look import BROKEN
+from poise.audit.quality import ODD
 from poise.audit.scan import Scan
 from poise.data.splits import SPLITS, STRENGTH, split_groups
 from poise.errors import DataError
@@ -62,7 +63,7 @@ def decide(
     """
     items = seen.source.items
     named = user_groups(seen, units, pattern)
-    dropped = _unusable(seen, units, "broken" in options.drop)
+    dropped = _unusable(seen, units, options.drop)
     for index, unit in enumerate(units):
         if unit.fault is not None:
             dropped.setdefault(index, ("no clip", unit.fault))
@@ -72,11 +73,7 @@ def decide(
     dropped = _copies(seen, units, kin, given, options, dropped)
     left = [index for index in range(len(units)) if index not in dropped]
     if not left:
-        raise DataError(
-            f"{seen.source.name} holds no image that can be kept.",
-            expected="images that can be read",
-            remedy="Look at what poise audit says of this source.",
-        )
+        raise _nothing_left(seen, dropped, options)
     labels = [items[units[i].first].label for i in left]
     division = split_groups(
         [kin.all[i] for i in left],
@@ -100,6 +97,24 @@ def decide(
     decision = Decision(tuple(units), tuple(sides), dropped, first, conflicts)
     _check_leaks(found.groups, decision, kin)
     return decision
+
+
+def _nothing_left(
+    seen: Scan, dropped: Mapping[int, tuple[str, str]], options: Options
+) -> DataError:
+    causes = Counter(cause for cause, _ in dropped.values())
+    if causes.get("no clip"):
+        return DataError(
+            f"{seen.source.name} holds no clip of {options.clip} frames.",
+            expected="folders of numbered frames, or animations, that are long enough",
+            remedy="Ask for fewer frames, or prepare single images without --clip.",
+        )
+    found = ", ".join(f"{count:,} {cause}" for cause, count in causes.most_common())
+    return DataError(
+        f"{seen.source.name} holds no image that can be kept ({found or 'all are refused'}).",
+        expected="images that can be read",
+        remedy="Look at what poise audit says of this source.",
+    )
 
 
 def settle(
@@ -138,22 +153,26 @@ def _places(seen: Scan, decision: Decision, names: Sequence[str]) -> NDArray[np.
     return at
 
 
-def _unusable(seen: Scan, units: Sequence[Unit], drop: bool) -> dict[int, tuple[str, str]]:
-    """Units with a file that cannot be trained on."""
+def _unusable(
+    seen: Scan, units: Sequence[Unit], drop: frozenset[str]
+) -> dict[int, tuple[str, str]]:
+    """Units with a file that cannot be trained on, or is odd in a way that is not wanted."""
+    unwanted = BROKEN | (drop & set(ODD))
     found: dict[int, tuple[str, str]] = {}
     for index, unit in enumerate(units):
         for file in unit.files:
             look = seen.looks[file]
-            problem = next((p for p in look.problems if p.kind in BROKEN), None)
+            problem = next((p for p in look.problems if p.kind in unwanted), None)
             if problem is not None:
                 where = "" if len(unit.files) == 1 else f"{look.name}: "
                 found[index] = (problem.kind, f"{where}{problem.kind}: {problem.detail}")
                 break
-    if found and not drop:
-        names = [f"{units[i].name} ({reason})" for i, (_, reason) in list(found.items())[:5]]
+    broken = [(units[i].name, why) for i, (kind, why) in found.items() if kind in BROKEN]
+    if broken and "broken" not in drop:
+        names = [f"{name} ({why})" for name, why in broken[:5]]
         raise DataError(
-            f"{len(found)} of {len(units)} images are broken: {'; '.join(names)}"
-            + ("; ..." if len(found) > 5 else "."),
+            f"{len(broken)} of {len(units)} images are broken: {'; '.join(names)}"
+            + ("; ..." if len(broken) > 5 else "."),
             expected="only whole images, since --drop does not name broken",
             remedy="Repair or remove these files, or add broken to --drop.",
         )

@@ -8,6 +8,8 @@ from poise.report.words import listed, plural
 
 _CLASSES = 6  # named in one line
 _CAUSES = 6
+_NOTES = 5
+_LONGEST = 300  # characters of a note
 
 
 def report_lines(plan: Mapping[str, Any]) -> list[str]:
@@ -22,6 +24,7 @@ def report_lines(plan: Mapping[str, Any]) -> list[str]:
             "under conflicts in plan.json."
         )
     lines += [_closest(pair, found) for pair, found in facts["distances"].items() if found]
+    lines += _notes(plan)
     if facts["weights"]:
         lines.append(f"Draws: {_weights(facts['weights'])}.")
     if "statistics" in plan:
@@ -68,6 +71,16 @@ def _closest(pair: str, found: Mapping[str, Any]) -> str:
         f"Closest across {pair.replace('-', ' and ')}: {first} and {second}, "
         f"{found['hamming']} of 64 bits apart, distance {found['distance']:.3g}."
     )
+
+
+def _notes(plan: Mapping[str, Any]) -> list[str]:
+    """What the source and the plan warn of; what is dropped has its own line."""
+    found = list(plan["warnings"])
+    if plan["summary"]["dropped"]:
+        found.pop()  # see `plan.plan_of`: the last one counts what is dropped
+    more = len(found) - _NOTES
+    notes = [f"Note: {visible(text, _LONGEST)}" for text in found[:_NOTES]]
+    return [*notes, f"Note: {more:,} more in plan.json."] if more > 0 else notes
 
 
 def _weights(weights: Mapping[str, float]) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from poise.audit import target
+from poise.audit.quality import ODD
 from poise.errors import UsageError, nearest
 
-DROPS = ("broken", "exact", "near")
+DROPS = ("broken", "exact", "near", *ODD)
 BALANCES = ("none", "sqrt", "equal", "target")
 CLEANINGS = ("jpeg", "denoise")
 MISSING = ("refuse", "mask")

@@ -62,7 +62,7 @@ def plan_of(
             "conflicts": len(decision.conflicts),
             "distances": {pair: _distance(seen, found) for pair, found in closest.items()},
         },
-        "warnings": _warnings(seen, used, losses, closest),
+        "warnings": _warnings(seen, used, losses, closest, _one_sided(rows)),
         "ignored": list(seen.source.ignored),
         "conflicts": list(decision.conflicts),
         "dropped": losses,
@@ -117,13 +117,30 @@ def _row(
     }
 
 
+def _one_sided(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Classes of which no image is held out, though others have some; in order of their names."""
+    sides: dict[str | None, set[str]] = {}
+    for row in rows:
+        sides.setdefault(row["label"], set()).add(row["split"])
+    if all(found == {"train"} for found in sides.values()):
+        return []
+    return sorted(name for name, found in sides.items() if name and found == {"train"})
+
+
 def _warnings(
     seen: Scan,
     used: Sequence[str],
     losses: Sequence[Mapping[str, str]],
     closest: Mapping[str, Closest],
+    one_sided: Sequence[str],
 ) -> list[str]:
     found = list(seen.source.warnings)
+    if one_sided:
+        some = "1 class trains" if len(one_sided) == 1 else f"{len(one_sided)} classes train"
+        found.append(
+            f"{some} only, such as {one_sided[0]!r}: too small, or one family of copies or of a "
+            "group; scores say nothing about it."
+        )
     for name in seen.source.label_names:
         if name not in used:
             found.append(f"class {name!r} has 0 images that are kept: it is left out.")
@@ -134,8 +151,9 @@ def _warnings(
         if pair.distance <= NEAR
     ]
     if losses:
+        were = "1 file was" if len(losses) == 1 else f"{len(losses)} files were"
         found.append(
-            f"{len(losses)} files were left out when this data set was prepared, such as "
+            f"{were} left out when this data set was prepared, such as "
             f"{losses[0]['path']} ({losses[0]['reason']})."
         )
     return found

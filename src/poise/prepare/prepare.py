@@ -7,14 +7,17 @@ manifest. The source is only read.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from poise.audit.duplicates import find_duplicates
+from poise.audit.quality import flagged
 from poise.audit.scan import scan
 from poise.console import Screen
+from poise.data.listing import told
 from poise.data.sources import Source, open_source
 from poise.data.store import ITEMS, MANIFEST, PLAN, SHARDS, SPLITS, damaged, read_manifest
 from poise.errors import UsageError
@@ -125,7 +128,7 @@ def _plan(task: _Task, cache: Path | None) -> dict[str, Any]:
             missing=options.missing,
             progress=bar.show,
         )
-    seen = replace(seen, source=task.opened)  # with the groups that were asked for
+    seen = flagged(replace(seen, source=task.opened))  # with the groups that were asked for
     with screen.bar("looking for duplicates", 1) as bar:
         found = find_duplicates(seen, None, bar.show)
     with screen.bar("dividing", 1):
@@ -139,9 +142,12 @@ def _plan(task: _Task, cache: Path | None) -> dict[str, Any]:
 
 def _existing(out: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
     """The plan that `out` holds already, if it is the same one."""
-    if out.exists() and not out.is_dir():
+    if os.path.exists(out) and not out.is_dir():  # no error where it may not be looked at
         raise UsageError(f"{out} is a file.", expected="a new folder")
-    names = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    try:
+        names = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    except OSError as error:
+        raise UsageError(f"{out} cannot be used: {told(error)}.", expected="a new folder") from None
     others = [name for name in names if name not in _OURS and not is_part(name)]
     if others:
         raise UsageError(

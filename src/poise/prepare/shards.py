@@ -16,6 +16,7 @@ from PIL import Image
 from poise.data.arrays import fit_array
 from poise.data.clips import read_frames
 from poise.data.decode import decode_in_thread, fit, quiet_pillow
+from poise.data.listing import told
 from poise.data.sources import Content, Source, open_source
 from poise.data.store import SHARDS, hash_file
 from poise.engines import ordered_map
@@ -205,7 +206,7 @@ def _read(source: Source, index: int, digest: str) -> Content:
     try:
         content = source.read(index)
     except Exception as error:  # foreign files fail in many ways; the plan has seen this one whole
-        raise _changed(name, f"{type(error).__name__}: {error}") from None
+        raise _changed(name, told(error)) from None
     if isinstance(content, bytes):
         sha = hashlib.sha256(content)
     else:
