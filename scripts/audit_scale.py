@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.fft import dctn
 
-from poise.audit.hashing import hash_thumbs
+from poise.audit.copies.hashing import hash_thumbs
 from poise.audit.look import look_at
 from poise.audit.scan import scan
 from poise.data.decode import quiet_pillow

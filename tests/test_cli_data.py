@@ -155,6 +155,6 @@ def test_shares_and_words() -> None:
     assert arguments.parse_shares("0.5/0.5/0") == pytest.approx((0.5, 0.5, 0))
     assert arguments.parse_parts("drop", "none", ("a", "b")) == frozenset()
     assert arguments.parse_parts("drop", "a, b", ("a", "b")) == {"a", "b"}
-    for wrong in ("80/20", "0/50/50", "a/b/c", "80/10/-10"):
+    for wrong in ("80/20", "80/10/20", "0/50/50", "a/b/c", "80/10/-10"):
         with pytest.raises(UsageError, match="is no split"):
             arguments.parse_shares(wrong)

@@ -57,8 +57,12 @@ def parse_shares(value: str) -> tuple[float, float, float]:
     """
     parts = re.findall(r"[0-9]*\.?[0-9]+", value)
     numbers = [float(part) for part in parts]
-    if not re.fullmatch(r"[0-9./ ]+", value) or len(numbers) != 3 or numbers[0] <= 0:
-        raise UsageError(f"{value!r} is no split.", expected="three shares, such as 80/10/10")
+    whole = len(numbers) == 3 and any(abs(sum(numbers) - one) < 1e-6 * one for one in (1, 100))
+    if not re.fullmatch(r"[0-9./ ]+", value) or not whole or numbers[0] <= 0:
+        raise UsageError(
+            f"{value!r} is no split.",
+            expected="three shares that add up to 100, such as 80/10/10",
+        )
     train, val, test = (number / sum(numbers) for number in numbers)
     return train, val, test
 

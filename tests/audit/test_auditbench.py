@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from auditbench import BROKEN, NEAR, Truth, make, pairs_of, score_pairs
 
-from poise.audit.duplicates import Duplicates, Group, Kind, find_duplicates
+from poise.audit.copies.duplicates import Duplicates, Group, Kind, find_duplicates
 from poise.audit.quality import flagged
 from poise.audit.scan import Scan, scan
 from poise.prepare.decide import settle

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from poise.audit.features import choose_space, describe
+from poise.audit.content.features import choose_space, describe
 from poise.errors import DataError, UsageError
 
 WIDTHS = {"layout": 176, "pixels": 768, "random_conv": 488}

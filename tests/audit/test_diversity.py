@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from poise.audit.clusters import (
+from poise.audit.content.clusters import (
     Clusters,
     cluster_kinds,
     cluster_of,
@@ -18,7 +18,7 @@ from poise.audit.clusters import (
     stable_order,
     usual_count,
 )
-from poise.audit.diversity import describe_diversity, is_saturated, vendi_curve, vendi_score
+from poise.audit.content.diversity import describe_diversity, is_saturated, vendi_curve, vendi_score
 
 
 def unit(x: NDArray[np.float64]) -> NDArray[np.float32]:

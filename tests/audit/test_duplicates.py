@@ -8,12 +8,12 @@ from auditbench import texture
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from poise.audit.duplicates import Closest, closest_across, find_duplicates
-from poise.audit.features import describe
-from poise.audit.hashing import turned
-from poise.audit.linking import Pictures, near_groups
+from poise.audit.content.features import describe
+from poise.audit.copies.duplicates import Closest, closest_across, find_duplicates
+from poise.audit.copies.hashing import turned
+from poise.audit.copies.linking import Pictures, near_groups
+from poise.audit.copies.near import NEAR, Pairs, distances
 from poise.audit.look import Look, Problem
-from poise.audit.near import NEAR, Pairs, distances
 from poise.audit.scan import Scan
 from poise.data.layout import Item, Split
 from poise.data.sources import open_source

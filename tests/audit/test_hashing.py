@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from poise.audit import candidates
-from poise.audit.candidates import Pairs, close_pairs, resemblance
-from poise.audit.hashing import ORIENTATIONS, hash_thumbs, turned
+from poise.audit.copies import candidates
+from poise.audit.copies.candidates import Pairs, close_pairs, resemblance
+from poise.audit.copies.hashing import ORIENTATIONS, hash_thumbs, turned
 
 Pixels = NDArray[np.uint8]
 

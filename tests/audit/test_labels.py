@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from poise.audit.labels import class_counts, describe_captions, describe_labels, entropy_bits
+from poise.audit.content.labels import (
+    class_counts,
+    describe_captions,
+    describe_labels,
+    entropy_bits,
+)
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 

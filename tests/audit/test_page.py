@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from planted_page import facts_of, scan_of
 
-from poise.audit.page import write_page
+from poise.audit.page.page import write_page
 from poise.audit.scan import Scan
 from poise.report.page import visible
 

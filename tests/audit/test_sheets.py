@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from planted_page import diversity_of, scan_of
 
-from poise.audit import sheets
-from poise.audit.map import cluster_map
+from poise.audit.page import sheets
+from poise.audit.page.map import cluster_map
+from poise.audit.page.sheets import Album, Tile
 from poise.audit.scan import Scan
-from poise.audit.sheets import Album, Tile
 from poise.report.page import Html
 
 

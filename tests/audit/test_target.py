@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from poise.audit.target import Target, compare, compare_examples, coverage, read, target_shares
+from poise.audit.content.target import (
+    Target,
+    compare,
+    compare_examples,
+    coverage,
+    read,
+    target_shares,
+)
 from poise.errors import DataError, UsageError
 
 
@@ -176,7 +183,7 @@ def test_examples_like_the_data_ask_for_nothing_and_others_are_not_covered() -> 
 
 
 def test_a_folder_of_examples_is_read_beside_the_target(tmp_path: Path) -> None:
-    from poise.audit.features import describe
+    from poise.audit.content.features import describe
 
     rng = np.random.default_rng(0)
     folder = tmp_path / "phone"

@@ -9,6 +9,7 @@ from poise.audit.audit import audit_source
 from poise.console import Screen
 from poise.prepare.prepare import BALANCES, CLEANINGS, DROPS, prepare_source, report_lines
 from poise.prepare.prepare import Options as PrepareOptions
+from poise.signals import terminate_as_interrupt
 
 _MISSING = ("refuse", "mask")
 _ENGINES = ("local", "ray")
@@ -49,7 +50,8 @@ def audit_images(
         workers=workers,
         missing=one_of("missing", missing, _MISSING),
     )
-    facts = audit_source(str(source), folder, options, Screen(quiet=quiet))
+    with terminate_as_interrupt():
+        facts = audit_source(str(source), folder, options, Screen(quiet=quiet))
     return facts, folder / "audit.html"
 
 
@@ -111,5 +113,6 @@ def prepare_images(
         workers=workers,
         dry_run=dry_run,
     )
-    screen = Screen(quiet=quiet)
-    return report_lines(prepare_source(str(source), Path(out), options, screen))
+    with terminate_as_interrupt():
+        done = prepare_source(str(source), Path(out), options, Screen(quiet=quiet))
+    return report_lines(done)

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.artifacts import write_json
-from poise.audit import diversity, labels, target, verdict
-from poise.audit.duplicates import Group, find_duplicates
-from poise.audit.features import choose_space, describe
+from poise.audit import verdict
+from poise.audit.content import diversity, labels, target
+from poise.audit.content.features import choose_space, describe
+from poise.audit.copies.duplicates import Group, find_duplicates
 from poise.audit.look import Look, Problem
-from poise.audit.page import write_page
+from poise.audit.page.page import write_page
 from poise.audit.quality import flagged, proposed_resolution, ranked, soft_set, spread
 from poise.audit.scan import Scan, scan
 from poise.console import Screen

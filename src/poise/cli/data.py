@@ -60,7 +60,10 @@ def prepare(
     source: _Source,
     out: Annotated[Path, typer.Argument(help="The folder of the prepared data set.")],
     drop: Annotated[
-        str, typer.Option(help="What is left out: of broken, exact and near; or nothing.")
+        str,
+        typer.Option(
+            help="What is left out: broken, exact, near, and odd kinds such as blurred; or none."
+        ),
     ] = "broken,exact",
     resolution: Annotated[
         int | None, typer.Option(help="Side in pixels. [default: by the images]")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.audit.duplicates import Closest, Duplicates, Group, closest_across
+from poise.audit.copies.duplicates import Closest, Duplicates, Group, closest_across
 from poise.audit.look import BROKEN
 from poise.audit.quality import ODD
 from poise.audit.scan import Scan

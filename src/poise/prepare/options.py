@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from poise.audit import target
+from poise.audit.content import target
 from poise.audit.quality import ODD
 from poise.errors import UsageError, nearest
 

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from poise.audit.duplicates import Closest
-from poise.audit.near import NEAR
+from poise.audit.copies.duplicates import Closest
+from poise.audit.copies.near import NEAR
 from poise.audit.scan import Scan
 from poise.data.splits import SPLITS
 from poise.prepare.decide import Decision

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from poise.audit.duplicates import find_duplicates
+from poise.audit.copies.duplicates import find_duplicates
 from poise.audit.quality import flagged
 from poise.audit.scan import scan
 from poise.console import Screen

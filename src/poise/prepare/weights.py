@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.audit import target
-from poise.audit.clusters import cluster_of, find_clusters
-from poise.audit.features import describe
+from poise.audit.content import target
+from poise.audit.content.clusters import cluster_of, find_clusters
+from poise.audit.content.features import describe
 from poise.audit.scan import Scan, scan
 from poise.errors import DataError
 

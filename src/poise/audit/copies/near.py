@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.audit.candidates import Pairs
-from poise.audit.hashing import SIDE, structured_share, turned
+from poise.audit.copies.candidates import Pairs
+from poise.audit.copies.hashing import SIDE, structured_share, turned
 
 NEAR = 0.28  # the largest distance of a near duplicate; see `distances`
 _FINE_ROUNDS = 2

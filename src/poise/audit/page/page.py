@@ -2,7 +2,7 @@
 
 page      the story
 faults    the sections on files: broken, copies, odd, sizes
-balance   the sections on labels, captions, diversity, target
+mix       the sections on labels, captions, diversity, target
 sheets    contact sheets
 map       thumbnails where their features put them
 charts    bars, a curve, ranges
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from poise.artifacts import write_bytes
-from poise.audit import balance, charts, faults, map, sheets
+from poise.audit.page import charts, faults, map, mix, sheets
+from poise.audit.page.sheets import Album
 from poise.audit.scan import Scan
-from poise.audit.sheets import Album
 from poise.report import page
 from poise.report.folder import Row, items, section
 from poise.report.page import Html, visible
@@ -84,16 +84,16 @@ def _sections(
         ("duplicates", "Duplicates", faults.duplicates(facts, inside, album), ("duplicates", True)),
         ("odd", "Odd images", faults.odd(facts, album), ("odd images", True)),
         ("sizes", "Sizes and formats", faults.sizes(facts), ("sizes", False)),
-        ("labels", "Labels", balance.labels(facts, album), ("labels (there are none)", False)),
-        ("captions", "Captions", balance.captions(facts), ("captions (there are none)", False)),
+        ("labels", "Labels", mix.labels(facts, album), ("labels (there are none)", False)),
+        ("captions", "Captions", mix.captions(facts), ("captions (there are none)", False)),
         (
             "target",
             "Against the target",
-            balance.target(facts),
+            mix.target(facts),
             ("a target (none was given with --target)", False),
         ),
-        ("diversity", "Diversity", balance.diversity(facts, scan, album), ("diversity", False)),
-        ("spread", "Light, colour, sharpness", balance.spread(facts), ("light and colour", False)),
+        ("diversity", "Diversity", mix.diversity(facts, scan, album), ("diversity", False)),
+        ("spread", "Light, colour, sharpness", mix.spread(facts), ("light and colour", False)),
     ]
 
 

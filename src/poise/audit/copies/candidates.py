@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.audit.hashing import ORIENTATIONS, Hashes, turned_spectra
+from poise.audit.copies.hashing import ORIENTATIONS, Hashes, turned_spectra
 
 BAND_REACH = 11  # four bands, at most 2 wrong bits in the best one
 _BRUTE = 150_000  # up to so many pictures every pair is compared

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.audit.candidates import Pairs, Progress, close_pairs, resemblance
-from poise.audit.hashing import ORIENTATIONS, Hashes, hash_thumbs, turned_spectra
-from poise.audit.near import NEAR, distances
+from poise.audit.copies.candidates import Pairs, Progress, close_pairs, resemblance
+from poise.audit.copies.hashing import ORIENTATIONS, Hashes, hash_thumbs, turned_spectra
+from poise.audit.copies.near import NEAR, distances
 
 # Up to so many pictures: bits of the hash that may differ, and the least cosine of the transforms.
 # The cost grows with the square of the number, so the net is wider where it is cheap.

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.audit.clusters import Features, find_clusters
-from poise.audit.features import describe
-from poise.audit.labels import class_counts
+from poise.audit.content.clusters import Features, find_clusters
+from poise.audit.content.features import describe
+from poise.audit.content.labels import class_counts
 from poise.errors import DataError, UsageError, nearest
 
 _FORM = 'a table `[classes]` of name = share, or `examples = "folder"`'

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.audit.clusters import Features, stable_order
+from poise.audit.content.clusters import Features, stable_order
 
 TINY = 20  # images of a class
 _K = 10  # neighbours

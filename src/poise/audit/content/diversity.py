@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.audit.clusters import (
+from poise.audit.content.clusters import (
     Clusters,
     Features,
     cluster_kinds,

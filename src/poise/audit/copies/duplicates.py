@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.audit.candidates import Pairs, Progress, close_pairs, resemblance
-from poise.audit.hashing import Hashes
-from poise.audit.kin import alike_by_features
-from poise.audit.linking import Pictures, near_groups, net
+from poise.audit.copies.candidates import Pairs, Progress, close_pairs, resemblance
+from poise.audit.copies.hashing import Hashes
+from poise.audit.copies.kin import alike_by_features
+from poise.audit.copies.linking import Pictures, near_groups, net
 from poise.audit.scan import Scan
 
 Kind = Literal["bytes", "pixels", "near", "feature"]

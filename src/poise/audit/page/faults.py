@@ -6,10 +6,10 @@ Each function returns the parts of its section, nothing where there is nothing t
 from collections import Counter
 from collections.abc import Sequence
 
-from poise.audit import sheets
-from poise.audit.charts import Bar, bars
 from poise.audit.look import BROKEN
-from poise.audit.sheets import Album, Tile
+from poise.audit.page import sheets
+from poise.audit.page.charts import Bar, bars
+from poise.audit.page.sheets import Album, Tile
 from poise.report import page
 from poise.report.folder import Row, items, section
 from poise.report.page import Html, visible

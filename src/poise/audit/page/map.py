@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from poise.audit.page.sheets import Album, uri
 from poise.audit.scan import Scan
-from poise.audit.sheets import Album, uri
 from poise.report.page import Html, text, visible
 from poise.report.words import is_number
 

@@ -5,10 +5,10 @@ Each function returns the parts of its section, nothing where there is nothing t
 
 from typing import Any
 
-from poise.audit.charts import Bar, Range, bars, curve, percent, ranges
-from poise.audit.map import cluster_map
+from poise.audit.page.charts import Bar, Range, bars, curve, percent, ranges
+from poise.audit.page.map import cluster_map
+from poise.audit.page.sheets import Album, Tile, group, groups, sheet
 from poise.audit.scan import Scan
-from poise.audit.sheets import Album, Tile, group, groups, sheet
 from poise.report import page
 from poise.report.folder import Row, items, section
 from poise.report.page import Html, visible
