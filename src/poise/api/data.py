@@ -1,5 +1,7 @@
 """Images before a run, from Python: `poise.audit_images` and `poise.prepare_images`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +9,26 @@ from poise.arguments import one_of, parse_parts, parse_shares
 from poise.audit.audit import Options as AuditOptions
 from poise.audit.audit import audit_source
 from poise.console import Screen
+from poise.errors import Interrupted
 from poise.prepare.prepare import BALANCES, CLEANINGS, DROPS, prepare_source, report_lines
 from poise.prepare.prepare import Options as PrepareOptions
 from poise.signals import terminate_as_interrupt
 
 _MISSING = ("refuse", "mask")
 _ENGINES = ("local", "ray")
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the block with a sentence; what was done is kept."""
+    try:
+        with terminate_as_interrupt():
+            yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "Stopped; what was read and written so far is kept.",
+            remedy="Go on with the same command.",
+        ) from None
 
 
 def audit_images(
@@ -50,7 +66,7 @@ def audit_images(
         workers=workers,
         missing=one_of("missing", missing, _MISSING),
     )
-    with terminate_as_interrupt():
+    with _stoppable():
         facts = audit_source(str(source), folder, options, Screen(quiet=quiet))
     return facts, folder / "audit.html"
 
@@ -84,16 +100,13 @@ def prepare_images(
         balance: how often training draws an image: "none", "sqrt", "equal" or "target".
         target: TOML with the shares for `balance="target"`.
         split: shares of training, validation and test.
-        group_by: images of one group stay on one side: a regular expression on paths, whose first
-            group names it, or a column of the metadata.
+        group_by: a regular expression on paths, or a column of the metadata, that names groups
+            which stay on one side.
         clean: of "jpeg" and "denoise", joined by commas.
         clip: frames of a clip; None: single images.
-        missing: what is done with NaN in arrays: "refuse" the image, or "mask" the values.
+        missing, engine, workers, quiet: as for `audit_images`.
         seed: another seed gives another split.
-        engine: "local", or "ray" for a Ray cluster.
-        workers: processes that decode; None: one per core.
         dry_run: only make the plan; nothing is written.
-        quiet: show no progress.
 
     Returns:
         What was done, in lines for people.
@@ -113,6 +126,6 @@ def prepare_images(
         workers=workers,
         dry_run=dry_run,
     )
-    with terminate_as_interrupt():
+    with _stoppable():
         done = prepare_source(str(source), Path(out), options, Screen(quiet=quiet))
     return report_lines(done)

@@ -61,9 +61,7 @@ def prepare(
     out: Annotated[Path, typer.Argument(help="The folder of the prepared data set.")],
     drop: Annotated[
         str,
-        typer.Option(
-            help="What is left out: broken, exact, near, and odd kinds such as blurred; or none."
-        ),
+        typer.Option(help="Left out: broken, exact, near, odd kinds such as blurred; or none."),
     ] = "broken,exact",
     resolution: Annotated[
         int | None, typer.Option(help="Side in pixels. [default: by the images]")
