@@ -157,3 +157,18 @@ def test_a_file_in_the_place_of_the_audit_is_told_before_anything_is_read(tmp_pa
     with pytest.raises(UsageError, match="out is a file"):
         audit_source(str(tmp_path / "nowhere"), tmp_path / "out", Options(), Screen(quiet=True))
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_what_no_folder_places_is_looked_at_and_named_as_left_out(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "images")
+    content = next(path for path in sorted(folder.rglob("*.png"))).read_bytes()
+    for kind in ("a", "b"):
+        (folder / kind).mkdir()
+        (folder / kind / f"{kind}.png").write_bytes(content)
+    (folder / "a" / "photo.dat").write_bytes(content)
+    (folder / "a" / "photo").write_bytes(content)
+    (folder / "cut.png").write_bytes(content[: len(content) // 2])
+    found = {look.name: {p.kind for p in look.problems} for look in scan(folder, workers=1).looks}
+    assert "left-out" in found["cut.png"] and "truncated" in found["cut.png"]
+    assert found["a/photo.dat"] == found["a/photo"] == {"wrong-extension"}
+    assert "left-out" not in found["a/a.png"]

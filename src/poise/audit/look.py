@@ -5,6 +5,7 @@ import io
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +19,20 @@ from poise.data.sources import Source
 from poise.errors import DataError, PoiseError
 
 SIDE = 32  # of a thumbnail, in pixels
+LEFT_OUT = "left-out"
 BROKEN = frozenset(
     {"unreadable", "truncated", "zero-byte", "decompression-bomb", "symlink", "missing-values"}
+    | {LEFT_OUT}
 )  # kinds of problems with which a file cannot be trained on
 _SUFFIXES = {
     "png": "PNG",
     "apng": "PNG",
     "jpg": "JPEG",
     "jpeg": "JPEG",
+    "jpe": "JPEG",
+    "jfif": "JPEG",
+    "mpo": "JPEG",
+    "dib": "BMP",
     "webp": "WEBP",
     "bmp": "BMP",
     "tif": "TIFF",
@@ -44,6 +51,9 @@ class Problem:
 
     kind: str
     detail: str
+
+
+_UNPLACED = Problem(LEFT_OUT, "no folder and no table says what it is")
 
 
 @dataclass(frozen=True)
@@ -80,13 +90,20 @@ def look_at(source: Source, index: int) -> tuple[Look, NDArray[np.uint8]]:
         The look and the thumbnail, uint8 [32, 32, 3]: the whole upright picture squeezed to a
         square by averaging areas; zeros if it is broken.
     """
+    look, thumb = _looked_at(source, index)
+    if not source.items[index].unplaced:
+        return look, thumb
+    return replace(look, problems=(*look.problems, _UNPLACED)), thumb
+
+
+def _looked_at(source: Source, index: int) -> tuple[Look, NDArray[np.uint8]]:
     name = source.items[index].name
     size, digest = 0, ""
     try:
         content = source.read(index)
         if isinstance(content, bytes):
             size, digest = len(content), hashlib.sha256(content).hexdigest()
-            return _of_file(name, content, digest)
+            return _of_file(name, content, digest, of_files=source.read_file is not None)
         size = content.nbytes
         return _of_array(name, content)
     except PoiseError as error:
@@ -113,7 +130,9 @@ def _kind_of(error: PoiseError) -> str:
     return "unreadable"
 
 
-def _of_file(name: str, content: bytes, digest: str) -> tuple[Look, NDArray[np.uint8]]:
+def _of_file(
+    name: str, content: bytes, digest: str, *, of_files: bool
+) -> tuple[Look, NDArray[np.uint8]]:
     decoded = decode_in_thread(content)
     image = decoded.image
     if problem := damage(content, decoded.format, decoded.frames, image):
@@ -125,7 +144,7 @@ def _of_file(name: str, content: bytes, digest: str) -> tuple[Look, NDArray[np.u
         pixels=_digest(image.mode, image.size, image.tobytes()),
         format=decoded.format,
         mode=decoded.mode,
-        problems=tuple(_oddities(name, decoded)),
+        problems=tuple(_oddities(name, decoded, of_files=of_files)),
     )
     return _measured(look, image, image.convert("L"))
 
@@ -223,13 +242,18 @@ def _areas(side: int, factor: int) -> NDArray[np.float32]:
     return np.asarray(np.maximum(high - low, 0) * (SIDE / side), np.float32)
 
 
-def _oddities(name: str, decoded: Decoded) -> list[Problem]:
-    """What is unusual about the file, though its picture can be used."""
+def _oddities(name: str, decoded: Decoded, *, of_files: bool) -> list[Problem]:
+    """What is unusual about the file, though its picture can be used.
+
+    Rows of a table need no suffix; files do.
+    """
     stored = decoded.stored or decoded.image
     found: list[Problem] = []
-    suffix = name.rpartition(".")[2].lower() if "." in name else ""
-    if _SUFFIXES.get(suffix, decoded.format) != decoded.format:
-        found.append(Problem("wrong-extension", f"is a {decoded.format}, named .{suffix}"))
+    suffix = PurePosixPath(name).suffix.lower().removeprefix(".")
+    known = _SUFFIXES.get(suffix, "" if of_files else decoded.format)
+    if known != decoded.format:
+        named = f"named .{suffix}" if suffix else "and its name does not end like one"
+        found.append(Problem("wrong-extension", f"is a {decoded.format}, {named}"))
     if decoded.frames > 1:
         word = "pages" if decoded.format == "TIFF" else "frames"
         found.append(

@@ -138,7 +138,7 @@ def _files(place: Path, besides: Path | None) -> Iterator[tuple[str, os.stat_res
 @lru_cache(maxsize=1)
 def _opened(path: str, missing: str, fingerprint: str) -> Source:
     """The source in its state of that fingerprint; each process opens it once, not once per job."""
-    return open_source(path, missing=missing)
+    return open_source(path, missing=missing).whole()
 
 
 def _look_at_all(job: _Job) -> _Chunk:

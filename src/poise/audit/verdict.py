@@ -22,11 +22,11 @@ from poise.audit.finding import (
     prepare_with,
     source_of,
 )
-from poise.audit.look import BROKEN
+from poise.audit.look import BROKEN, LEFT_OUT
 from poise.data.layout import FOREIGN_SUFFIXES, is_image
 from poise.report.page import visible
 
-_LOST = BROKEN | {"refused"}
+_LOST = (BROKEN | {"refused"}) - {LEFT_OUT}
 _LINES = 5
 _FEW = 200  # images
 _DOMINANT, _PREVAILING = 0.9, 0.75  # share of one class
@@ -114,8 +114,8 @@ def _broken(facts: Mapping[str, Any]) -> Iterable[Finding]:
     if not images:
         yield Finding(GRAVE, "There is no image here.")
         return
-    lost = images - readable
-    if not lost:
+    lost = images - readable - facts.get("problem_counts", {}).get(LEFT_OUT, 0)
+    if lost <= 0:
         return
     kinds = {k: n for k, n in facts.get("problem_counts", {}).items() if k in _LOST and n}
     why = ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items(), key=lambda kn: -kn[1]))
@@ -358,7 +358,8 @@ def _left_out(facts: Mapping[str, Any]) -> Iterable[Finding]:
     """What no table or folder places, pictures of other kinds, and files of other uses."""
     ignored = list(facts.get("ignored") or ())
     enough = _MANY_COPIES * max(facts.get("images", 0), 1)
-    lost = SERIOUS if sum(map(is_image, ignored)) > enough else NOTE
+    unplaced = facts.get("problem_counts", {}).get(LEFT_OUT, 0)
+    lost = SERIOUS if unplaced + sum(map(is_image, ignored)) > enough else NOTE
     for warning in facts.get("warnings") or ():
         severity = SERIOUS if "not for" in warning else lost if "left out" in warning else NOTE
         yield Finding(severity, warning if warning.endswith(".") else f"{warning}.")

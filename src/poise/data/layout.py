@@ -36,6 +36,7 @@ class Item:
     split: Split | None
     caption: str | None = None
     group: str | None = None  # items of one group never lie on two sides of a split
+    unplaced: bool = False  # left out of the data set: nothing says where it belongs
 
 
 @dataclass(frozen=True)

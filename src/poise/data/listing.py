@@ -5,7 +5,7 @@ A place of files (a folder, a zip, tars) is first a `Listing`: names, and a way 
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -49,6 +49,23 @@ class Source:
     refused: tuple[Unreadable, ...] = ()  # never opened, with the reason
     ignored: tuple[str, ...] = ()  # not images, or images that the layout leaves out
     warnings: tuple[str, ...] = ()
+    unplaced: tuple[str, ...] = ()  # those of `ignored` that the layout leaves out
+    read_file: Callable[[str], Content] | None = None  # by name; of places of files
+
+    def whole(self) -> "Source":
+        """The source with the images that the layout leaves out as its last items."""
+        read_file = self.read_file
+        if read_file is None or not self.unplaced:
+            return self
+        items = (*self.items, *(Item(n, None, None, unplaced=True) for n in self.unplaced))
+        left = set(self.unplaced)
+        return replace(
+            self,
+            items=items,
+            read=lambda index: read_file(items[index].name),
+            ignored=tuple(name for name in self.ignored if name not in left),
+            unplaced=(),
+        )
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,8 @@ def _source(path: Path, listing: Listing, group_by: str) -> Source:
         refused,
         (*ignored, *layout.left_out),
         (*listing.warnings, *warnings, *layout.warnings, *troubles),
+        unplaced=layout.left_out,
+        read_file=listing.read,
     )
 
 

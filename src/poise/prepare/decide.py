@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.audit.copies.duplicates import Closest, Duplicates, Group, closest_across
-from poise.audit.look import BROKEN
+from poise.audit.look import BROKEN, LEFT_OUT
 from poise.audit.quality import ODD
 from poise.audit.scan import Scan
 from poise.data.splits import SPLITS, STRENGTH, split_groups
@@ -167,7 +167,8 @@ def _unusable(
                 where = "" if len(unit.files) == 1 else f"{look.name}: "
                 found[index] = (problem.kind, f"{where}{problem.kind}: {problem.detail}")
                 break
-    broken = [(units[i].name, why) for i, (kind, why) in found.items() if kind in BROKEN]
+    torn = BROKEN - {LEFT_OUT}
+    broken = [(units[i].name, why) for i, (kind, why) in found.items() if kind in torn]
     if broken and "broken" not in drop:
         names = [f"{name} ({why})" for name, why in broken[:5]]
         raise DataError(

@@ -107,11 +107,11 @@ def prepare_source(source: str, out: Path, options: Options, screen: Screen) -> 
 
 def _task(source: str, options: Options, screen: Screen) -> _Task:
     column = options.group_by or "group"
-    opened = open_source(source, missing=options.missing, group_by=column)
+    opened = open_source(source, missing=options.missing, group_by=column).whole()
     pattern = None
     if options.group_by and not any(item.group for item in opened.items):
         pattern = options.group_by
-        opened = open_source(source, missing=options.missing)
+        opened = open_source(source, missing=options.missing).whole()
     request = request_of(options) | {"listing": _listing(opened)}
     return _Task(source, opened, options, pattern, request, screen)
 
