@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from poise.audit.copies.near import NEAR
 from poise.data.sources import Source
 from poise.data.splits import SPLITS
 from poise.prepare.files import write
@@ -87,9 +88,12 @@ def _distances(facts: Mapping[str, Any]) -> list[Html]:
         for pair, found in facts["distances"].items()
         if found
     ]
+    near = any(found and found["distance"] <= NEAR for found in facts["distances"].values())
     words = (
-        "No copies lie on two sides. These are the pairs that come closest; if they show the "
-        "same thing, group them (--group-by) or drop near copies (--drop broken,exact,near)."
+        f"The pairs that come closest: 0 is the same picture, up to {NEAR} may be a near copy. "
+        + ("Look at these. " if near else "No copies lie on two sides. ")
+        + "If a pair shows the same thing, group it (--group-by) or drop near copies "
+        "(--drop broken,exact,near)."
     )
     headers = ("Splits", "Distance", "Bits", "Pair")
     return [page.table(headers, rows, "tnnw"), page.paragraph(words, "soft")] if rows else []
