@@ -195,10 +195,13 @@ def test_facts_survive_json() -> None:
     assert DataFacts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
 
 
-def test_what_a_killed_process_left_half_written_goes_when_the_run_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [".000000000064.safetensors.0123abcd.part", ".tmpie0xnE"])
+def test_what_a_killed_process_left_half_written_goes_when_the_run_goes_on(
+    tmp_path: Path, name: str
+) -> None:
     run = RunDir(tmp_path)
     run.snapshots.mkdir()
-    left = run.snapshots / ".000000000064.safetensors.0123abcd.part"
+    left = run.snapshots / name
     left.write_bytes(b"half")
     run.snapshot_at(64).write_bytes(b"whole")
     run.truncate_logs(64)

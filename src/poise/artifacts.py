@@ -135,8 +135,9 @@ class RunDir:
 
         Files that a killed process left half written go too.
         """
-        for path in self.root.rglob(".*.part"):
-            path.unlink()
+        for pattern in (".*.part", ".tmp*"):  # the second is where the safetensors library writes
+            for path in self.root.rglob(pattern):
+                path.unlink()
         for name in ("metrics", "timing", "validation", "magnitudes", "events"):
             path = self.log(name)
             if path.exists():
