@@ -215,3 +215,16 @@ def test_an_out_that_may_not_be_looked_at(
     monkeypatch.setattr(Path, "iterdir", locked)
     with pytest.raises(UsageError, match="cannot be used: Permission denied"):
         prepare(source, tmp_path / "set")
+
+
+def test_odd_kinds_are_dropped_when_they_are_named(tmp_path: Path) -> None:
+    source = planted(tmp_path / "images")
+    Image.new("RGB", (24, 24), "black").save(source / "cat" / "black.png")
+    plans = [
+        prepare(source, tmp_path / "out", drop=frozenset(drop), dry_run=True)
+        for drop in (("broken", "exact"), ("broken", "exact", "flat"))
+    ]
+    dropped = [{row["path"]: row["reason"] for row in plan["dropped"]} for plan in plans]
+    assert "cat/black.png" not in dropped[0]
+    assert dropped[1]["cat/black.png"].startswith("flat")
+    assert dropped[1].keys() - dropped[0].keys() == {"cat/black.png"}
