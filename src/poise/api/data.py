@@ -10,11 +10,11 @@ from poise.audit.audit import Options as AuditOptions
 from poise.audit.audit import audit_source
 from poise.console import Screen
 from poise.errors import Interrupted
-from poise.prepare.prepare import BALANCES, CLEANINGS, DROPS, prepare_source, report_lines
-from poise.prepare.prepare import Options as PrepareOptions
+from poise.prepare.options import BALANCES, CLEANINGS, DROPS, MISSING
+from poise.prepare.options import Options as PrepareOptions
+from poise.prepare.prepare import prepare_source, report_lines
 from poise.signals import terminate_as_interrupt
 
-_MISSING = ("refuse", "mask")
 _ENGINES = ("local", "ray")
 
 
@@ -64,7 +64,7 @@ def audit_images(
         features=features,
         engine=one_of("engine", engine, _ENGINES),
         workers=workers,
-        missing=one_of("missing", missing, _MISSING),
+        missing=one_of("missing", missing, MISSING),
     )
     with _stoppable():
         facts = audit_source(str(source), folder, options, Screen(quiet=quiet))
@@ -120,7 +120,7 @@ def prepare_images(
         group_by=group_by,
         clean=parse_parts("clean", clean, CLEANINGS),
         clip=clip,
-        missing=one_of("missing", missing, _MISSING),
+        missing=one_of("missing", missing, MISSING),
         seed=seed,
         engine=one_of("engine", engine, _ENGINES),
         workers=workers,

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from poise.data.splits import roots_of
+
 FINE, NOTE, SERIOUS, GRAVE = range(4)
 _SHOWN = 3
 
@@ -65,21 +67,15 @@ def joined_groups(
     Groups that touch a path of `without` are left out.
     """
     known = {path for group in without for path in group}
-    root: dict[str, str] = {}
-
-    def find(path: str) -> str:
-        while root.setdefault(path, path) != path:
-            path = root[path]
-        return path
-
-    for group in facts.get("duplicates") or ():
-        paths = group["paths"]
-        if group["kind"] in kinds and (not flag or group[flag]) and known.isdisjoint(paths):
-            for path in paths[1:]:
-                root[find(path)] = find(paths[0])
-    joined: dict[str, list[str]] = {}
-    for path in root:
-        joined.setdefault(find(path), []).append(path)
+    number: dict[str, int] = {}
+    chosen = [
+        [number.setdefault(path, len(number)) for path in group["paths"]]
+        for group in facts.get("duplicates") or ()
+        if group["kind"] in kinds and (not flag or group[flag]) and known.isdisjoint(group["paths"])
+    ]
+    joined: dict[int, list[str]] = {}
+    for path, root in zip(number, roots_of(len(number), chosen), strict=True):
+        joined.setdefault(root, []).append(path)
     return [sorted(paths) for paths in joined.values()]
 
 

@@ -7,7 +7,7 @@ then validation, then training.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,7 +198,18 @@ def _groups(
 
 def duplicate_roots(dataset: Dataset) -> list[int]:
     """For each image the first image with the same pixels, as decoded or as resized; [N]."""
-    parents = list(range(len(dataset)))
+    first: dict[bytes | str, int] = {}
+    twins = []
+    for index in range(len(dataset)):
+        processed = hashlib.sha256(np.ascontiguousarray(dataset.images[index]).data).digest()
+        for key in (processed, dataset.hashes[index]):
+            twins.append((first.setdefault(key, index), index))
+    return roots_of(len(dataset), twins)
+
+
+def roots_of(count: int, groups: Iterable[Sequence[int]]) -> list[int]:
+    """For each of `count` things the smallest one it is joined to, by any chain of groups."""
+    parents = list(range(count))
 
     def root(index: int) -> int:
         while parents[index] != index:
@@ -206,13 +217,11 @@ def duplicate_roots(dataset: Dataset) -> list[int]:
             index = parents[index]
         return index
 
-    first: dict[bytes | str, int] = {}
-    for index in range(len(dataset)):
-        processed = hashlib.sha256(np.ascontiguousarray(dataset.images[index]).data).digest()
-        for key in (processed, dataset.hashes[index]):
-            a, b = root(first.setdefault(key, index)), root(index)
+    for group in groups:
+        for member in group[1:]:
+            a, b = root(group[0]), root(member)
             parents[max(a, b)] = min(a, b)
-    return [root(index) for index in range(len(dataset))]
+    return [root(index) for index in range(count)]
 
 
 def _position(seed: int, key: str) -> float:

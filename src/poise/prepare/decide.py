@@ -12,10 +12,10 @@ from poise.audit.copies.duplicates import Closest, Duplicates, Group, closest_ac
 from poise.audit.look import BROKEN, LEFT_OUT
 from poise.audit.quality import ODD
 from poise.audit.scan import Scan
-from poise.data.splits import SPLITS, STRENGTH, split_groups
+from poise.data.splits import SPLITS, STRENGTH, roots_of, split_groups
 from poise.errors import DataError
 from poise.prepare.options import Options
-from poise.prepare.units import Unit, roots_of, user_groups
+from poise.prepare.units import Unit, user_groups
 
 EXACT = ("bytes", "pixels")
 _HUGE = 10**12 - 1  # pixels that no picture has

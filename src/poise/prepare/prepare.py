@@ -25,7 +25,7 @@ from poise.prepare.decide import settle
 from poise.prepare.files import WORK, is_part, read_note, remove_parts, remove_work
 from poise.prepare.finish import finish, write_plan
 from poise.prepare.lines import report_lines
-from poise.prepare.options import BALANCES, CLEANINGS, DROPS, Options, check, request_of
+from poise.prepare.options import Options, check, request_of
 from poise.prepare.page import PAGE, write_page
 from poise.prepare.plan import plan_of
 from poise.prepare.shards import check_unchanged, write_shards
@@ -33,9 +33,6 @@ from poise.prepare.units import shape_of, units_of
 from poise.prepare.weights import Weights
 
 __all__ = [
-    "BALANCES",
-    "CLEANINGS",
-    "DROPS",
     "Options",
     "prepare_source",
     "report_lines",

@@ -1,7 +1,7 @@
 """What becomes one entry of the data set, an image or a clip of frames; and who stays together."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from poise.audit.look import Look
@@ -113,23 +113,6 @@ def channels_of(look: Look) -> int:
     if look.mode.endswith(" channels"):
         return int(look.mode.split()[0])
     return 1 if look.mode in _GRAY or look.mode.startswith("I;16") else 3
-
-
-def roots_of(count: int, groups: Iterable[Sequence[int]]) -> list[int]:
-    """For each of `count` things the smallest one it is joined to, by any chain of groups."""
-    parents = list(range(count))
-
-    def root(index: int) -> int:
-        while parents[index] != index:
-            parents[index] = parents[parents[index]]
-            index = parents[index]
-        return index
-
-    for group in groups:
-        for member in group[1:]:
-            a, b = root(group[0]), root(member)
-            parents[max(a, b)] = min(a, b)
-    return [root(index) for index in range(count)]
 
 
 def user_groups(seen: Scan, units: Sequence[Unit], group_by: str | None) -> list[tuple[str, ...]]:
