@@ -331,7 +331,7 @@ def test_a_full_disk_is_named_and_what_was_saved_is_whole(
     assert tiny.differences(undisturbed, root) == []
 
 
-def test_a_run_that_only_skips_stops_and_names_the_images(
+def test_a_run_that_only_skips_stops_and_names_what_is_damaged(
     undisturbed: Path, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh = TrainState.fresh
@@ -342,13 +342,12 @@ def test_a_run_that_only_skips_stops_and_names_the_images(
         return state
 
     monkeypatch.setattr(TrainState, "fresh", poisoned)
-    options = tiny.set_options(training__max_skipped=3)
+    options = tiny.set_options(training__max_skipped=3, stability__policy="warn")
     assert tiny.call("train", "digits", "--run", "run", "--images", "2000", *options) == 1
     err = said()[1]
     assert "3 or more updates in a row were not finite" in err
     assert "training.lr" in err
     rows = [json.loads(line) for line in Path("run/events.jsonl").read_text().splitlines()]
-    skips = [row for row in rows if row["kind"] == "non_finite"]
-    assert [row["images_seen"] for row in skips] == [32, 64, 96]
-    assert all(len(row["files"]) == 32 for row in skips)
+    (damaged,) = [row for row in rows if row["cause"] == "weights-damaged"]
+    assert damaged["culprit"]["tensors"] == ["network.out_gain"]
     assert read_json(Path("run/run.json"))["status"] == "failed"

@@ -131,7 +131,7 @@ def check_poise(words: list[str], line: str) -> None:
     assert words[0] in tree, line
     command = tree[words[0]]
     optional = [re.sub(r"\bkey=value\b", "seed=1", word) for word in words[1:]]
-    known = {name for option in command.params for name in option.opts}
+    known = {n for o in command.params for n in (*o.opts, *o.secondary_opts)}
     assert {word for word in optional if word.startswith("-")} <= known, line
     if len(optional) == 0 and command.params:
         return  # `poise train` as a name

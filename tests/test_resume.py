@@ -48,7 +48,7 @@ def test_the_comparison_sees_a_single_bit(undisturbed: Path, tmp_path: Path) -> 
     assert tiny.differences(undisturbed, other) == []
     last = sorted((other / "checkpoints").iterdir())[-1]
     tensors, meta = load_tensors(last)
-    name = next(name for name in tensors if name.startswith("adam/exp_avg/"))
+    name = next(name for name in tensors if name.startswith("optimizer/exp_avg/"))
     changed = tensors[name].clone()
     changed.view(torch.int32).reshape(-1)[0] ^= 1
     save_tensors(last, {**tensors, name: changed}, meta)
@@ -175,7 +175,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     damage(last)
     assert train(root, "--resume") == 0
     events = read_jsonl(root / "events.jsonl")
-    (named,) = [row for row in events if row["kind"] == "damaged_checkpoint"]
+    (named,) = [row for row in events if row["kind"] == "damaged-checkpoint"]
     assert last.name in named["message"]
     assert named["images_seen"] == int(before.stem)
     assert tiny.differences(undisturbed, root) == []

@@ -25,6 +25,7 @@ SETTINGS = {
     "cadence.checkpoints": 15,
     "cadence.validations": 3,
     "cadence.grids": 2,
+    "stability.preflight": False,
 }
 IMAGES = 2000  # no multiple of the batch
 

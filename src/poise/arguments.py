@@ -1,5 +1,6 @@
 """What users write, `10m`, `2M`, `0,3`, as what Poise works with."""
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def parse_count(value: str | int) -> int:
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgKMG]?)\s*", str(value))
     count = float(match[1]) * _COUNTS[match[2].lower()] if match else 0.0
-    if count < 1 or count != int(count):
+    if not 1 <= count < 2**53 or count != int(count):  # beyond, floats leave numbers out
         raise UsageError(
             f"{value!r} is no number of images.", expected="such as 500000, 500k or 2M"
         )
@@ -44,7 +45,7 @@ def parse_duration(value: str | float) -> float:
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smh]?)\s*", str(value))
     seconds = float(match[1]) * _SECONDS[match[2] or "s"] if match else 0.0
-    if seconds <= 0:
+    if not 0 < seconds < math.inf:
         raise UsageError(f"{value!r} is no length of time.", expected="such as 90s, 20m or 1.5h")
     return seconds
 
@@ -112,7 +113,7 @@ def _label_index(label: int | str, names: Sequence[str]) -> int:
     text = str(label).strip()
     if isinstance(label, str) and text in names:
         return list(names).index(text)
-    if text.isdigit() and int(text) < len(names):
+    if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(names):
         return int(text)
     raise UsageError(
         f"There is no class {text!r}. {nearest(text, names)}".rstrip(),

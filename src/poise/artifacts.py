@@ -31,6 +31,10 @@ from poise.errors import ArtifactError, PoiseError
 
 FORMAT = 1  # raised when an older Poise could no longer read the file
 _CHECKPOINTS_KEPT = 2
+_HEADER_BYTES = 8 * 2**20  # of a tensor file; that of the largest published network has 2 MB
+_MOST_TENSORS = 20_000  # the same network with its optimiser and averages has some 5,000
+_LARGEST_SIDE = 2**14  # pixels or channels of data that a model is trained on
+_RUNS_CODE = {b"PK\x03\x04": "a zip, as torch.save writes them", b"\x80": "a pickle"}
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,29 @@ class DataFacts:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "DataFacts":
-        """The facts that `dataclasses.asdict` wrote."""
-        return cls(
-            int(raw["resolution"]),
-            int(raw["channels"]),
-            tuple(str(name) for name in raw["label_names"]),
-            float(raw["sigma_data"]),
-            bool(raw.get("latents", False)),
-        )
+        """The facts that `dataclasses.asdict` wrote.
+
+        Raises:
+            ArtifactError: one is missing, or no data have it.
+        """
+        try:
+            facts = cls(
+                int(raw["resolution"]),
+                int(raw["channels"]),
+                tuple(str(name) for name in raw["label_names"]),
+                float(raw["sigma_data"]),
+                bool(raw.get("latents", False)),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ArtifactError(f"What a file says of its data cannot be used: {error}.") from None
+        sides = (facts.resolution, facts.channels)
+        if not all(0 < side <= _LARGEST_SIDE for side in sides) or not facts.sigma_data > 0:
+            raise ArtifactError(
+                f"A file claims data of {sides[0]} pixels, {sides[1]} channels and a deviation of "
+                f"{facts.sigma_data}.",
+                expected=f"1 to {_LARGEST_SIDE:,} of both, and a number above 0",
+            )
+        return facts
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -90,6 +109,11 @@ class RunDir:
         return self.root / "report.html"
 
     @property
+    def alive(self) -> Path:
+        """There while a process trains this run; one that was killed leaves it."""
+        return self.root / "alive.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 
@@ -122,18 +146,22 @@ class RunDir:
         return sorted(self.snapshots.glob("*.safetensors"))
 
     def checkpoint_files(self) -> list[Path]:
-        """All checkpoints, oldest first."""
-        return sorted(self.checkpoints.glob("*.safetensors"))
+        """All checkpoints, oldest first; a file whose name is no number is none of ours."""
+        files = self.checkpoints.glob("*.safetensors")
+        return sorted(p for p in files if p.stem.isascii() and p.stem.isdecimal())
 
-    def forget_old_checkpoints(self) -> None:
-        """Keep the last two."""
-        for path in self.checkpoint_files()[:-_CHECKPOINTS_KEPT]:
-            path.unlink()
+    def forget_old_checkpoints(self, proved: int | None = None) -> None:
+        """Keep the last two, and the newest of at most `proved` images."""
+        files = self.checkpoint_files()
+        good = [p for p in files if proved is not None and int(p.stem) <= proved]
+        for path in files[:-_CHECKPOINTS_KEPT]:
+            if path not in good[-1:]:
+                path.unlink()
 
     def truncate_logs(self, images_seen: int) -> None:
         """Cut every log and drop every later picture and snapshot: they will be written anew.
 
-        Files that a killed process left half written go too.
+        Incidents stay: they happened. Files that a killed process left half written go too.
         """
         for pattern in (".*.part", ".tmp*"):  # the second is where the safetensors library writes
             for path in self.root.rglob(pattern):
@@ -141,7 +169,8 @@ class RunDir:
         for name in ("metrics", "timing", "validation", "magnitudes", "events"):
             path = self.log(name)
             if path.exists():
-                kept = [row for row in read_jsonl(path) if row["images_seen"] <= images_seen]
+                rows = read_jsonl(path)
+                kept = [r for r in rows if r["images_seen"] <= images_seen or "cause" in r]
                 text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept)
                 write_bytes(path, text.encode())
         for path in [*self.samples.glob("*.png"), *self.snapshots.glob("*.safetensors")]:
@@ -176,19 +205,19 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(
             f"{path} does not exist.", remedy="Check the path, or train the run first."
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers and nesting without end
         raise ArtifactError(f"{path} is not JSON: {error}.") from None
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one line.
+    """Add one line; never to another file that `path` links to.
 
     Raises:
-        ArtifactError: the disk is full or read-only.
+        ArtifactError: the disk is full or read-only, or the file is a symbolic link.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", opener=_unlinked) as file:
             file.write(json.dumps(row, sort_keys=True) + "\n")
     except OSError as error:
         raise _cannot_write(path, error) from None
@@ -201,9 +230,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break  # only the last line can be cut; nothing after it was written
+        if not isinstance(row, dict):
+            break
+        rows.append(row)
     return rows
 
 
@@ -221,7 +253,9 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a file of `save_tensors` and check it.
+    """Read a file of `save_tensors` and check it; nothing in it is run.
+
+    The header is judged before the library reads it: its size, its names, their number.
 
     Raises:
         ArtifactError: missing, not written by Poise, from a newer Poise, or damaged.
@@ -229,27 +263,79 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist.", expected="a .safetensors file of a run")
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, struct.error) as error:
-        raise ArtifactError(
-            f"{path} is damaged: {error}.", remedy="Use an earlier file of the same run."
-        ) from None
+        digest = _digest(tensors, header.get("poise", ""))
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, struct.error) as error:
+        raise _damaged(path, str(error)) from None  # RuntimeError: also nesting without end
     if "poise" not in header or "sha256" not in header:
         raise ArtifactError(
             f"{path} was not written by Poise.", expected="a snapshot or checkpoint"
         )
     version = header.get("format", "")
     readable = version.isascii() and version.isdecimal()
-    if readable and int(version) > FORMAT:
+    if readable and (len(version) > 9 or int(version) > FORMAT):
         raise ArtifactError(f"{path} comes from a newer Poise.", remedy="Upgrade Poise.")
-    if not readable or _digest(tensors, header["poise"]) != header["sha256"]:
-        raise ArtifactError(
-            f"{path} is damaged: its checksum does not match its content.",
-            remedy="Use an earlier file of the same run.",
-        )
-    return tensors, json.loads(header["poise"])
+    if not readable or digest != header["sha256"]:
+        raise _damaged(path, "its checksum does not match its content")
+    try:
+        meta = json.loads(header["poise"])
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"what is said of its tensors is not JSON: {error}") from None
+    if not isinstance(meta, dict):
+        raise _damaged(path, f"what is said of its tensors is {type(meta).__name__}, no object")
+    return tensors, meta
+
+
+def _check_header(path: Path) -> None:
+    """
+    Raises:
+        ArtifactError: a file that could run code, or whose header is larger than any of ours.
+        ValueError, RecursionError: a header that is no JSON, or names a tensor twice.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+        size = int.from_bytes(start, "little")
+        content = file.read(size) if len(start) == 8 and size <= _HEADER_BYTES else b""
+    for magic, kind in _RUNS_CODE.items():
+        if start.startswith(magic) and size > _HEADER_BYTES:
+            raise ArtifactError(
+                f"{path} is {kind}, which can run code when it is loaded: it was not opened.",
+                expected="a .safetensors file of a run",
+                remedy="Do not load it elsewhere either, unless you trust who made it.",
+            )
+    if size > _HEADER_BYTES:
+        raise _damaged(path, f"its header claims {size:,} bytes, more than {_HEADER_BYTES:,}")
+    if content.count(b'"dtype"') > _MOST_TENSORS:
+        raise _damaged(path, f"its header lists more than {_MOST_TENSORS:,} tensors")
+    json.loads(content, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"its header names {name[:100]!r} twice")
+        found[name] = value
+    return found
+
+
+def _damaged(path: Path, why: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path} is damaged: {why.rstrip('.')}.", remedy="Use an earlier file of the same run."
+    )
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The plain data of a file of `save_tensors`, unchecked; empty where there is none to read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = json.loads((file.metadata() or {}).get("poise", "{}"))
+    except (SafetensorError, OSError, ValueError, struct.error):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
@@ -285,3 +371,8 @@ def _cannot_write(path: Path, error: Exception) -> PoiseError:
         expected="a folder with free space that may be written to",
         remedy="Free some space or choose another folder; what was saved before is intact.",
     )
+
+
+def _unlinked(path: str, flags: int) -> int:
+    """Open a file that is no symbolic link, as `open` does otherwise."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)

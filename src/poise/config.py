@@ -29,7 +29,21 @@ _IMPLIED: dict[str, dict[str, Any]] = {
     "dit": {"training.decay": "constant", "training.lr": 0.0005},
 }
 
+# What an optimiser brings along where the network uses its weights as they are.
+_IMPLIED_BY_OPTIMISER: dict[str, dict[str, Any]] = {"adamw": {"training.weight_decay": 0.01}}
+
+_LONGEST, _DEEPEST = 2**18, 100  # characters of settings; points in one of their lines
+_SHOWN = 200  # characters of a value in a message
+
+# More than any machine has: a settings file of others must not exhaust this one.
+_LARGEST = dict.fromkeys(
+    ("model.channels", "model.num_blocks", "model.depth", "model.patch", "training.threads"), 2**16
+) | dict.fromkeys(("training.batch", "sampling.steps", "sampling.batch", "validation.bands"), 2**24)
+_LARGEST_INTEGER = 2**63 - 1  # of every other setting
+_MOST_VALUES, _LARGEST_FACTOR = 64, 2**10  # of a list; of `channel_mult` and its kin
+
 _FIRST = {"edm2": "G", "adm": "A", "dit": "dit"}  # the rung of an architecture unless one is set
+_FREE = {"A", "B", "C", "D", "dit"}  # networks whose stored weights keep the size they have
 
 
 class Preset(BaseModel):
@@ -88,6 +102,9 @@ def resolve(preset: Preset | None = None, overrides: Mapping[str, Any] | None = 
     chosen_by_preset = preset.settings if preset else {}
     if not {"model.ladder", "model.architecture"} & set(overrides or {}):
         implied = {**implied, **chosen_by_preset}  # the preset is made for this network
+    optimiser = str(chosen.get("training.optimizer"))
+    if rung in _FREE:
+        implied = {**_IMPLIED_BY_OPTIMISER.get(optimiser, {}), **implied}
     for source in (chosen_by_preset, implied, overrides or {}):
         for key, value in source.items():
             _assign(tree, key, value)
@@ -95,6 +112,7 @@ def resolve(preset: Preset | None = None, overrides: Mapping[str, Any] | None = 
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise _explain(error) from None
+    _refuse_absurd(config)
     _check_together(config)
     return config
 
@@ -115,10 +133,24 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
                 remedy="`poise config` lists every key.",
             )
         try:
-            values[key.strip()] = tomllib.loads(f"value = {text.strip()}")["value"]
-        except tomllib.TOMLDecodeError:
+            values[key.strip()] = parse_toml(f"value = {text.strip()}")["value"]
+        except ValueError:
             values[key.strip()] = text.strip()
     return values
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """TOML of settings; what no settings need, and a parser would choke on, is refused first.
+
+    Raises:
+        ValueError: not TOML, too long, nested without end, or a number of thousands of digits.
+    """
+    if len(text) > _LONGEST or any(line.count(".") > _DEEPEST for line in text.splitlines()):
+        raise ValueError(f"more than {_LONGEST:,} characters, or {_DEEPEST} points in a line")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested without end") from None
 
 
 def documented(config: Config) -> list[tuple[str, Any, str]]:
@@ -156,11 +188,13 @@ def from_toml(text: str) -> Config:
         UsageError: unknown keys or values out of range.
     """
     try:
-        return Config.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"The settings are not valid TOML: {error}.") from None
-    except ValidationError as error:
+        config = Config.model_validate(parse_toml(text))
+    except ValidationError as error:  # a ValueError too
         raise _explain(error) from None
+    except ValueError as error:
+        raise UsageError(f"The settings are not valid TOML: {error}.") from None
+    _refuse_absurd(config)
+    return config
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -187,10 +221,97 @@ def _explain(error: ValidationError) -> UsageError:
             remedy="`poise config` lists every setting with its meaning.",
         )
     return UsageError(
-        f"{key} = {first['input']!r} cannot be used.",
+        f"{key} = {_shown(first['input'])} cannot be used.",
         expected=first["msg"],
         remedy="`poise config` shows each setting with its meaning and its value.",
     )
+
+
+def _refuse_absurd(config: Config) -> None:
+    """
+    Raises:
+        UsageError: a number beyond what any machine could use.
+    """
+    for key, value, _ in documented(config):
+        limit = _LARGEST_FACTOR if "channel_mult" in key else _LARGEST.get(key, _LARGEST_INTEGER)
+        values = value if isinstance(value, tuple) else (value,)
+        if len(values) > _MOST_VALUES:
+            raise UsageError(
+                f"{key} holds {len(values):,} values.", expected=f"at most {_MOST_VALUES}"
+            )
+        if any(isinstance(v, int) and abs(v) > limit for v in values):
+            raise UsageError(
+                f"{key} = {_shown(value)} cannot be used.", expected=f"a number up to {limit:,}"
+            )
+
+
+def _shown(value: Any) -> str:
+    """A value as it was written; of a long one the beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no whole number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def refuse_contradictions(config: Config) -> None:
+    """Settings of the optimisation that cancel each other, or would change nothing.
+
+    Raises:
+        UsageError: with a sentence that says why.
+    """
+    training, model = config.training, config.model
+    rung = model.ladder or _FIRST.get(model.architecture, "G")
+    for name in ("l1", "l2", "weight_decay"):
+        value = getattr(training, name)
+        if value and rung not in _FREE:
+            raise UsageError(
+                f"training.{name} = {value} contradicts forced weight normalisation: after each "
+                "update this network brings every matrix back to unit size, so that nothing "
+                "shrinks, and only the effective rate changes.",
+                expected=f"training.{name}=0 with this network",
+                remedy="Change training.lr, or take model.ladder=D, model.architecture=adm or dit.",
+            )
+    if training.momentum is not None and training.optimizer in ("adam", "adamw"):
+        raise UsageError(
+            f"training.momentum = {training.momentum} would change nothing: the momentum of "
+            f"{training.optimizer} is the first of training.betas.",
+            expected="training.momentum with sgd, rmsprop or muon",
+            remedy=f"for example --set training.betas=[{training.momentum},{training.betas[1]}]",
+        )
+    if training.update_clip and training.optimizer == "sgd":
+        raise UsageError(
+            "training.update_clip compares gradients with their second moments, and sgd has none.",
+            expected="training.update_clip with adam, adamw, rmsprop or muon",
+            remedy="take training.grad_clip=quantile, which needs no moments.",
+        )
+    _check_clipping(config)
+    steps = training.decay_steps
+    if any(not 0 < at < 1 for at in steps) or list(steps) != sorted(set(steps)):
+        raise UsageError(
+            f"training.decay_steps = {list(steps)} cannot be used.",
+            expected="rising shares of the run between 0 and 1, such as [0.5, 0.75]",
+        )
+
+
+def _check_clipping(config: Config) -> None:
+    kind, at = config.training.grad_clip, config.training.grad_clip_at
+    if kind == "none" and at is not None:
+        raise UsageError(
+            f"training.grad_clip_at = {at} would change nothing: training.grad_clip is none.",
+            expected="training.grad_clip=value, norm, adaptive or quantile",
+        )
+    if kind == "quantile" and at is not None and at >= 1:
+        raise UsageError(
+            f"training.grad_clip_at = {at} is no quantile.",
+            expected="a number between 0 and 1: this share of recent norms is left as it is",
+        )
+    if config.training.grad_normalise and kind in ("norm", "quantile"):
+        raise UsageError(
+            f"training.grad_clip = {kind!r} bounds the norm of the gradient, and "
+            "training.grad_normalise makes it 1 at every update: one of them would change nothing.",
+            expected="training.grad_normalise with grad_clip none, value or adaptive",
+        )
 
 
 def _check_together(config: Config) -> None:
@@ -202,6 +323,7 @@ def _check_together(config: Config) -> None:
             remedy="for example --set data.split=[0.8,0.1,0.1]",
         )
     _check_network(config.model)
+    refuse_contradictions(config)
     training = config.training
     micro = training.micro_batch
     if micro is not None and training.batch % micro:

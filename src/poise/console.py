@@ -1,6 +1,7 @@
 """What the person in front of the terminal sees: stages and bars; elsewhere, plain lines."""
 
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,23 +15,25 @@ from rich.progress import (
 )
 
 _PLAIN_SECONDS = 10.0
+_OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of characters that a terminal acts upon
 
 
 class Bar:
     """Progress of one piece of work; `show` may be called as often as one likes."""
 
     def __init__(self, name: str, total: int, console: Console) -> None:
+        name = inert(name)
         self._name, self._total, self._console = name, total, console
         self._started = self._said = time.monotonic()
         self._start_at: int | None = None
         self._rich: Progress | None = None
         if console.is_terminal:
             self._rich = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=console,
                 transient=True,
             )
@@ -39,7 +42,7 @@ class Bar:
 
     def show(self, done: int, total: int | None = None, note: str = "") -> None:
         """`done` of `total` is reached; `note` stands beside it."""
-        self._total = total or self._total
+        self._total, note = total or self._total, inert(note)
         if self._start_at is None:
             self._start_at = done
         if self._rich is not None:
@@ -52,9 +55,8 @@ class Bar:
         rate = (done - self._start_at) / (now - self._started)
         left = f", {duration((self._total - done) / rate)} left" if rate > 0 else ""
         tail = f", {note}" if note else ""
-        self._console.print(
-            f"{self._name}: {done:,} of {self._total:,}{left}{tail}", highlight=False
-        )
+        line = f"{self._name}: {done:,} of {self._total:,}{left}{tail}"
+        self._console.print(line, markup=False, highlight=False)
 
     def close(self) -> None:
         """Take the bar off the screen."""
@@ -69,8 +71,8 @@ class Screen:
         self._console = Console(stderr=True, quiet=quiet, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """One line; markup in `text` is not interpreted."""
-        self._console.print(text, markup=False, highlight=False)
+        """One line; nothing in `text` is interpreted, neither here nor by the terminal."""
+        self._console.print(inert(text), markup=False, highlight=False)
 
     @contextmanager
     def bar(self, name: str, total: int) -> Iterator[Bar]:
@@ -80,6 +82,18 @@ class Screen:
             yield bar
         finally:
             bar.close()
+
+
+def inert(text: str) -> str:
+    """`text` with the characters that a terminal obeys written out: `\\u001b[31m`, `\\u000a`.
+
+    File names may hold any of them: to move the cursor, to colour, to begin a line of their own.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        f"\\u{ord(sign):04x}" if unicodedata.category(sign) in _OBEYED else sign for sign in text
+    )
 
 
 def duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ PoiseError                exit code 1
 ├── DataError             the images: unreadable, too few, wrong shape
 ├── ArtifactError         a file of a run: missing, damaged, of another kind
 ├── TrainingError         the run cannot go on
+│   └── Stopped           the guard ended it cleanly: the reason, and how to go on
 └── Interrupted           exit code 130: stopped by a signal, state saved
 """
 
@@ -49,6 +50,12 @@ class ArtifactError(PoiseError):
 
 class TrainingError(PoiseError):
     """A run that cannot go on."""
+
+
+class Stopped(TrainingError):
+    """The guard ended the run, after its state was saved; `cause` is a name of the catalogue."""
+
+    cause = ""
 
 
 class Interrupted(PoiseError):

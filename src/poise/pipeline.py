@@ -6,8 +6,8 @@ by whoever reads the records of the training loop.
 
 import tempfile
 from collections.abc import Mapping
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import torch
 
 from poise.artifacts import DataFacts, RunDir, read_json, write_bytes, write_json
 from poise.budget import (
-    GRID_IMAGES,
     Clock,
     afford,
     settle,
@@ -27,16 +26,16 @@ from poise.build import build_denoiser
 from poise.config import Preset, preset_named, presets, resolve, to_toml
 from poise.config import from_toml as config_from_toml
 from poise.console import Screen, duration
-from poise.data.balance import sampling_weights
-from poise.data.batches import batches, measure_sigma_data
+from poise.data.batches import measure_sigma_data
 from poise.data.dataset import Dataset, load_dataset
-from poise.data.prefetch import feed
 from poise.data.settling import settle_data
 from poise.data.splits import Splits, split
 from poise.data.summary import summarize
-from poise.errors import Interrupted, PoiseError, UsageError
+from poise.errors import Interrupted, PoiseError, Stopped, TrainingError, UsageError
 from poise.evaluation.evaluate import FEWEST
-from poise.journal import Journal, Prepared, log_event
+from poise.journal import Prepared, log_event, log_row
+from poise.learning.follow import follow
+from poise.learning.learn import learn
 from poise.report.report import write_report
 from poise.resuming import (
     refuse_other_data,
@@ -45,16 +44,16 @@ from poise.resuming import (
     refuse_used_folder,
 )
 from poise.runtime import Runtime, choose_runtime, describe_environment
-from poise.scoring import evaluate, scoring_seconds
+from poise.scoring import evaluate
 from poise.settings import Config
-from poise.signals import catch_signals, terminate_as_interrupt
-from poise.training.compiling import decide, loss_function
-from poise.training.loop import TrainState, steps
+from poise.signals import terminate_as_interrupt
+from poise.stability.files import file_incidents
+from poise.stability.preflight import preflight, seconds_for
+from poise.training.compiling import decide
+from poise.training.parallel import World, join, restarted
 
 _SHAPES = Runtime(torch.device("meta"), torch.float32)  # builds networks without weights
 _REPORT_SECONDS = 5.0
-_SCORE_SHARE = 0.1  # of a budget, until the first grid shows how long a sample takes
-_MEASURE_EVERY = 10  # updates between two measurements of the update's size
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,22 @@ class Job:
 def train(job: Job, screen: Screen) -> RunDir:
     """The whole job, from images to the report.
 
+    Where torchrun started several processes, they train together; this one alone does the rest, or
+    it is one of the others and does nothing but updates.
+
     Raises:
         PoiseError: each failure with its cause and remedy; what was saved stays.
     """
+    world = join()
+    if world is None:
+        return _train(job, screen, None)
+    try:
+        return _train(job, screen, world) if world.rank == 0 else _take_part(job, world)
+    finally:
+        world.leave()
+
+
+def _train(job: Job, screen: Screen, world: World | None) -> RunDir:
     clock = Clock(job.budget_seconds)
     prepared = prepare(job, screen, clock)
     run = prepared.run
@@ -88,13 +100,21 @@ def train(job: Job, screen: Screen) -> RunDir:
         return run
     try:
         with terminate_as_interrupt():
-            images_seen = learn(prepared, screen)
+            if prepared.config.stability.preflight and not run.checkpoint_files():
+                prepared = check(prepared, screen)
+            if world is not None:
+                settings = to_toml(prepared.config)
+                world.order("run", root=str(run.root.resolve()), config=settings, info=info)
+            images_seen = learn(prepared, screen, world=world)
             if len(prepared.splits.val) >= FEWEST:
                 evaluate(prepared, screen, split_name="val", count=None)
             else:
                 _note_unscored(prepared, images_seen, screen)
     except (Interrupted, KeyboardInterrupt):
         _set_status(prepared, "interrupted")
+        raise
+    except Stopped as stop:
+        _set_status(prepared, "stopped", reason=stop.found, cause=stop.cause)
         raise
     except Exception:
         with suppress(
@@ -108,10 +128,37 @@ def train(job: Job, screen: Screen) -> RunDir:
     return run
 
 
+def _take_part(job: Job, world: World) -> RunDir:
+    """The training of another process, which has settled everything and writes everything down.
+
+    Raises:
+        Interrupted, TrainingError: that is how it ended.
+    """
+    order, how = world.next_order(), "finished"
+    if order["do"] == "run":
+        run, config, info = RunDir(Path(order["root"])), order["config"], order["info"]
+        with tempfile.TemporaryDirectory() as scratch:
+            settled, quiet = config_from_toml(config), Screen(quiet=True)
+            dataset, splits = read_data(job.source, settled, RunDir(Path(scratch)), quiet)
+            refuse_other_data(info, dataset, run)
+            facts = facts_of(dataset, splits)
+            runtime = choose_runtime(settled.training.precision, settled.training.threads)
+            prepared = Prepared(run, settled, dataset, splits, facts, runtime, Clock(None))
+            how = follow(prepared, world)
+    else:
+        world.go_home()
+        run, how = RunDir(job.root), str(order["how"])
+    if how == "interrupted":
+        raise Interrupted("Stopped with rank 0, which saved the state.")
+    if how == "failed":
+        raise TrainingError("Stopped with rank 0, which says why.")
+    return run
+
+
 def prepare(job: Job, screen: Screen, clock: Clock) -> Prepared:
     """Read and split the images, settle the settings, write both down; or read them back."""
     run = RunDir(job.root)
-    resuming = job.resume and run.run.exists()
+    resuming = (job.resume or restarted()) and run.run.exists()
     if not resuming:
         refuse_used_folder(run, job.source)
     base = config_from_toml(run.config.read_text(encoding="utf-8")) if resuming else None
@@ -139,7 +186,30 @@ def prepare(job: Job, screen: Screen, clock: Clock) -> Prepared:
     write_json(run.splits, splits.to_json(dataset))
     write_json(run.audit, summarize(dataset, splits))
     write_json(run.run, _describe(job, prepared, name))
+    for incident in file_incidents(dataset):
+        log_row(run, incident.row())
     return prepared
+
+
+def check(job: Prepared, screen: Screen) -> Prepared:
+    """What can be known before the first update: memory, disk, data, rate, resuming.
+
+    Returns:
+        The run with the settings that a check changed, such as the micro-batch; written down.
+
+    Raises:
+        TrainingError: a check refuses the run.
+    """
+    seconds = seconds_for(job.clock.budget)
+    found = preflight(
+        job.config, job.dataset, job.splits, job.facts, job.runtime, job.run.root, seconds
+    )
+    found.write(job.run.root)
+    for line in found.lines():
+        screen.say(line)
+    found.demand()
+    write_bytes(job.run.config, to_toml(found.config).encode())
+    return replace(job, config=found.config)
 
 
 def dry_run(job: Job, screen: Screen) -> str:
@@ -214,44 +284,6 @@ def read_data(source: str, config: Config, run: RunDir, screen: Screen) -> tuple
     return dataset, splits
 
 
-def learn(job: Prepared, screen: Screen) -> int:
-    """Train until the images or the time are used up; returns the images seen."""
-    config, total = job.config, job.config.training.images
-    features = 0.0 if job.clock.budget is None else scoring_seconds(job)
-    state = TrainState.fresh(build_denoiser(config, job.facts, job.runtime), config.training)
-    state.loss = loss_function(config, job.runtime.device, screen.say)
-    journal = Journal(job, state)
-    if journal.restore():
-        log_event(job.run, state.images_seen, "info", "resumed", "The run was resumed here.")
-        screen.say(f"resumed at {state.images_seen:,} images")
-    stream = batches(
-        job.dataset,
-        job.splits.train,
-        batch=config.training.batch,
-        seed=config.seed,
-        start=state.images_seen,
-        flip=config.data.flip == "on",
-        weights=sampling_weights(job.dataset, job.splits.train, config.data.balance),
-    )
-    fed = feed(job.dataset, stream, job.runtime.device)
-    journal.waited = lambda: fed.waited_s
-    records = steps(state, fed, config, until=total, measure_every=_MEASURE_EVERY)
-    with closing(fed), catch_signals() as caught, screen.bar("training", total) as bar:
-        for record in records:
-            journal.note(record)
-            bar.show(record.images_seen, note=_note(journal))
-            if caught:
-                journal.checkpoint()
-                raise Interrupted(
-                    f"Stopped by {caught[0]} at {record.images_seen:,} images; the state is saved.",
-                    remedy=f"Go on with: poise train SOURCE --run {job.run.root} --resume",
-                )
-            if job.clock.left() < _reserved_seconds(job, journal, features):
-                break
-        journal.finish()
-    return state.images_seen
-
-
 def _settle(
     job: Job,
     chosen: Preset | None,
@@ -302,22 +334,6 @@ def _overrides(job: Job) -> dict[str, Any]:
     if job.images is not None:
         overrides["training.images"] = job.images
     return overrides
-
-
-def _reserved_seconds(job: Prepared, journal: Journal, features: float) -> float:
-    """Time to keep for the last checks, the scores and the report; none without a budget."""
-    budget, grid = job.clock.budget, journal.took.get("grid")
-    if budget is None:
-        return 0.0
-    samples = job.config.evaluation.samples or 0
-    drawing = _SCORE_SHARE * budget if grid is None else samples / GRID_IMAGES * grid
-    checks = (grid or 0.0) + journal.took.get("validation", 0.0)
-    return _REPORT_SECONDS + features + checks + drawing
-
-
-def _note(journal: Journal) -> str:
-    error = "" if journal.last_error is None else f", error {journal.last_error:.3f}"
-    return f"{journal.images_per_second:,.0f} images/s{error}"
 
 
 def _describe(job: Job, prepared: Prepared, preset: str) -> dict[str, Any]:

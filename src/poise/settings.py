@@ -164,16 +164,82 @@ class TrainingConfig(Section):
     micro_batch: int | None = Field(
         None, ge=1, description="Images per forward pass; unset: the batch. The update is the same."
     )
-    lr: float = Field(0.01, gt=0, description="Highest learning rate (Adam).")
-    warmup: float = Field(0.02, ge=0, le=1, description="Share of the run in which the rate rises.")
-    decay: Literal["inverse_sqrt", "cosine", "constant"] = Field(
-        "inverse_sqrt", description="How the rate falls after warm-up."
+    batch_ramp: float = Field(
+        0.0, ge=0, le=1, description="Share of the run in which the batch grows; 0: full at once."
     )
+    batch_ramp_from: float = Field(
+        0.25, gt=0, le=1, description="Share of the batch with which batch_ramp begins."
+    )
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop", "muon"] = Field(
+        "adam",
+        description="How gradients become updates; muon: the matrices inside blocks, Adam the "
+        "rest.",
+    )
+    lr: float = Field(0.01, gt=0, description="Highest learning rate; the scale is Adam's.")
+    warmup: float = Field(0.02, ge=0, le=1, description="Share of the run in which the rate rises.")
+    decay: Literal[
+        "inverse_sqrt",
+        "constant",
+        "cosine",
+        "linear",
+        "step",
+        "cyclical",
+        "one_cycle",
+        "plateau",
+    ] = Field("inverse_sqrt", description="How the rate falls after warm-up.")
     decay_start: float = Field(
         0.3, gt=0, le=1, description="Share of the run after which inverse_sqrt begins to fall."
     )
+    decay_floor: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Lowest share of lr that decay leaves; unset: 0, cyclical and plateau 0.01.",
+    )
+    decay_steps: tuple[float, ...] = Field(
+        (0.5, 0.75), description="Shares of the run at which step lowers the rate."
+    )
+    decay_factor: float = Field(
+        0.3, gt=0, lt=1, description="What step and plateau leave of the rate each time."
+    )
+    decay_cycles: int = Field(4, ge=1, description="Rises and falls of cyclical over the run.")
+    decay_patience: int = Field(
+        2, ge=0, description="Validations without a lower error that plateau lets pass."
+    )
     betas: tuple[float, float] = Field((0.9, 0.99), description="Adam's averaging constants.")
+    momentum: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Share of the last update that is kept; unset: sgd 0.9, rmsprop 0, muon 0.95.",
+    )
     eps: float = Field(1e-8, gt=0, description="Adam's guard against division by zero.")
+    update_clip: bool = Field(
+        False, description="Lower a tensor's rate where its second moment lags (StableAdamW)."
+    )
+    grad_clip: Literal["none", "value", "norm", "adaptive", "quantile"] = Field(
+        "none",
+        description="What bounds gradients: each value, the norm, each tensor's norm by its "
+        "weights' or the norm by recent ones.",
+    )
+    grad_clip_at: float | None = Field(
+        None,
+        gt=0,
+        description="The bound of grad_clip; unset: 1, adaptive 0.01 of the weights' norm, "
+        "quantile 0.9.",
+    )
+    grad_normalise: bool = Field(
+        False, description="Divide the gradient by its norm: only its direction counts."
+    )
+    l1: float = Field(
+        0.0, ge=0, description="Added to the gradient of matrices: l1 times the weights' signs."
+    )
+    l2: float = Field(
+        0.0, ge=0, description="Added to the gradient of matrices: l2 times the weights."
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="Share of a matrix that lr times this takes away, past the gradient."
+    )
     ema_stds: tuple[float, ...] = Field(
         (0.05, 0.10),
         min_length=1,
@@ -218,6 +284,25 @@ class CadenceConfig(Section):
     )
     snapshot_gib: float = Field(
         20.0, gt=0, description="Disk space of all snapshots; fewer are kept where they exceed it."
+    )
+
+
+class StabilityConfig(Section):
+    """The guard: what watches the run, and what it may do."""
+
+    policy: Literal["off", "warn", "repair"] = Field(
+        "repair",
+        description="off: only non-finite updates are left out; warn: say; repair: act as well.",
+    )
+    probe_every: int = Field(50, ge=1, description="Updates between two looks inside the network.")
+    max_repairs: int = Field(
+        8, ge=0, description="Rollbacks and other repairs before the run stops with the reason."
+    )
+    preflight: bool = Field(
+        True, description="Checks of memory, disk, rate, data and resuming before the first update."
+    )
+    early_stop: bool = Field(
+        True, description="End when held-out images have got worse for long, and keep the best."
     )
 
 
@@ -272,11 +357,15 @@ class Config(Section):
     """All settings of one run."""
 
     seed: int = Field(0, ge=0, description="One number from which all randomness follows.")
+    sinks: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="Dashboards that get a copy of the logs; each needs its extra."
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     training: TrainingConfig = TrainingConfig()
     cadence: CadenceConfig = CadenceConfig()
+    stability: StabilityConfig = StabilityConfig()
     validation: ValidationConfig = ValidationConfig()
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

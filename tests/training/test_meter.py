@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from poise.data.batches import Batch
 from poise.settings import DiffusionConfig
-from poise.training.loop import StepRecord
+from poise.training.inputs import check_inputs
+from poise.training.loop import REASONS, StepRecord
 from poise.training.meter import IntervalMeter
 
 SETTINGS = DiffusionConfig(P_mean=-0.8, P_std=1.4)
@@ -22,6 +24,8 @@ def records(count: int, *, bad: tuple[int, ...] = ()) -> list[StepRecord]:
         norm = generator.exponential(10)
         if i in bad:
             error[3], loss[3], norm = math.nan, math.inf, math.nan
+        indices = torch.arange(16 * i, 16 * i + 16)
+        batch = Batch(torch.zeros(16, 1, 4, 4, dtype=torch.uint8), None, indices)
         made.append(
             StepRecord(
                 images_seen=16 * (i + 1),
@@ -32,8 +36,14 @@ def records(count: int, *, bad: tuple[int, ...] = ()) -> list[StepRecord]:
                 sigma=torch.tensor(sigma, dtype=torch.float32),
                 grad_norm=torch.tensor(norm, dtype=torch.float32),
                 applied=torch.tensor(i not in bad),
-                indices=torch.arange(16 * i, 16 * i + 16),
+                indices=indices,
                 update_ratio=torch.tensor(0.1 * i) if i % 3 == 2 else None,
+                schedule_lr=0.01,
+                used_lr=0.01,
+                reasons=torch.tensor([i in bad and name == "loss" for name in REASONS]),
+                vitals=None,
+                inputs=check_inputs(batch, num_classes=0, limit=None),
+                batch=batch,
             )
         )
     return made

@@ -15,11 +15,11 @@ from poise.runtime import Runtime
 from poise.training.compiling import CompiledLoss, obstacle
 from poise.training.loop import (
     TrainState,
-    apply_gradients,
     noised_batch,
     update,
     weighting_of,
 )
+from poise.training.optim import apply_gradients
 from poise.training.schedules import learning_rate
 
 STAGES = ("noise and labels", "forward", "backward", "optimiser", "averages", "normalisation")

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from poise.cli import data, runs, tools
+from poise.cli import data, doctor, drill, runs, tools
 from poise.errors import PoiseError, UsageError
 
 _INTERRUPTED = 130
@@ -20,6 +20,8 @@ app.command()(data.prepare)
 for _command in (runs.train, runs.sample, runs.evaluate, runs.report, runs.ema, runs.guide):
     app.command()(_command)
 app.command()(runs.noise)
+app.command()(doctor.doctor)
+app.command()(drill.drill)
 app.command("import")(tools.import_file)
 app.command("bench")(tools.measure_speed)
 app.command("presets")(tools.list_presets)

@@ -29,6 +29,10 @@ def train(
         int | None, typer.Option(help="All randomness follows from it. [default: 0]")
     ] = None,
     settings: Settings = None,
+    preflight: Annotated[
+        bool | None,
+        typer.Option("--preflight/--no-preflight", help="Checks before training. [default: on]"),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the settings and stop.")
     ] = False,
@@ -36,6 +40,9 @@ def train(
     """Train on images, evaluate, and write the report."""
     from poise import api, arguments, pipeline
 
+    overrides = arguments.settings_from_pairs(settings or [], seed)
+    if preflight is not None:
+        overrides["stability.preflight"] = preflight
     job = pipeline.Job(
         source=source,
         root=run if run is not None else arguments.free_run_folder(source),
@@ -43,7 +50,7 @@ def train(
         budget_seconds=None if budget is None else arguments.parse_duration(budget),
         images=None if images is None else arguments.parse_count(images),
         resume=resume,
-        overrides=arguments.settings_from_pairs(settings or [], seed),
+        overrides=overrides,
         command=("poise", *sys.argv[1:]),
     )
     if dry_run:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from poise.data.decode import fit
-from poise.data.listing import told
+from poise.data.listing import MAX_FILE_BYTES, told
+from poise.data.zips import bomb_reason
 from poise.errors import DataError
 
 Missing = Literal["refuse", "mask"]
@@ -248,11 +249,27 @@ def _load_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
                 expected=_FORM,
                 remedy=_REMEDY,
             )
+        _refuse_bombs(path, keys[pair[0]], keys.get(pair[1]))
         labels = archive[keys[pair[1]]] if pair[1] in keys else None
         if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
         mapped = _mapped(path, keys[pair[0]] + ".npy")
         return (archive[keys[pair[0]]] if mapped is None else mapped), labels
+
+
+def _refuse_bombs(path: Path, images: str, labels: str | None) -> None:
+    """Before anything is unpacked. Sorted labels may shrink a thousandfold, images do not.
+
+    Raises:
+        ValueError: an array that swells far beyond its file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name == images and (reason := bomb_reason(info)):
+                raise ValueError(f"{name}: {reason}")
+            if name == labels and info.file_size > MAX_FILE_BYTES:
+                raise ValueError(f"{name} has {info.file_size:,} bytes, too many for labels")
 
 
 def _mapped(path: Path, member: str) -> NDArray[Any] | None:

@@ -3,7 +3,7 @@
 Which images come next is a function of (seed, images seen): to resume is to start there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ def batches(
     dataset: Dataset,
     members: NDArray[np.int64],
     *,
-    batch: int,
+    batch: int | Callable[[int], int],
     seed: int,
     start: int = 0,
     flip: bool = False,
@@ -46,13 +46,13 @@ def batches(
     rounded up or down (see `balance.draws`).
 
     Batches cross the border of epochs, so none is cut short or dropped. A stream from `start = k`
-    equals the rest of the stream from 0, bit by bit, if k is a multiple of `batch` (without flips:
-    any k, apart from where batches begin).
+    equals the rest of the stream from 0, bit by bit, if a batch ends at k (without flips: any k,
+    apart from where batches begin). So a size that grows must be a function of images seen.
 
     Args:
         dataset: the images.
         members: [M] indices to draw from, M >= 1.
-        batch: images per batch, >= 1; may exceed M.
+        batch: images per batch, >= 1, may exceed M; or that as a function of images seen before it.
         seed: the order and the flips follow from it.
         start: images seen before the first batch, >= 0.
         flip: mirror each image with probability 1/2.
@@ -61,9 +61,10 @@ def batches(
     Raises:
         UsageError: no members, `batch` below 1, `start` below 0, or weights that are no weights.
     """
-    if len(members) == 0 or batch < 1 or start < 0:
+    first = batch(start) if callable(batch) else batch
+    if len(members) == 0 or first < 1 or start < 0:
         raise UsageError(
-            f"Cannot draw batches of {batch} from {len(members)} images at position {start}.",
+            f"Cannot draw batches of {first} from {len(members)} images at position {start}.",
             expected="at least one image, a batch of at least 1 and a position of at least 0",
             remedy="Check training.batch and the split.",
         )
@@ -125,7 +126,7 @@ def _stream(
     dataset: Dataset,
     members: NDArray[np.int64],
     weights: NDArray[np.float64] | None,
-    batch: int,
+    batch: int | Callable[[int], int],
     seed: int,
     start: int,
     flip: bool,
@@ -136,7 +137,8 @@ def _stream(
     seen = start
     while True:
         parts: list[NDArray[np.int64]] = []
-        position, missing = seen, batch
+        size = batch(seen) if callable(batch) else batch
+        position, missing = seen, size
         while missing:
             if position // len(members) != epoch:
                 epoch = position // len(members)
@@ -155,7 +157,7 @@ def _stream(
         if flip:
             images = flip_images(images, generator_at(seed, seen, "flip"))
         yield Batch(images, None if labels is None else labels[indices], indices)
-        seen += batch
+        seen += size
 
 
 def _permutation(count: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -110,6 +110,8 @@ def decode_in_thread(content: bytes) -> Decoded:
                 image.info.get("icc_profile") or b"",
                 stored,
             )
+        except Image.DecompressionBombError as error:  # a frame beyond what the header said
+            raise _too_large(str(error)) from None
         except _FAILURES as error:
             raise _damaged(f"damaged or truncated: {error}") from None
 
@@ -133,6 +135,8 @@ def decode_frames(content: bytes) -> Iterator[Image.Image]:
                 _check_size(image)
                 image.load()
                 frame = _plain(_upright(image)[1])
+            except Image.DecompressionBombError as error:
+                raise _too_large(f"frame {position + 1}: {error}") from None
             except _FAILURES as error:
                 raise _damaged(f"frame {position + 1} is damaged or truncated: {error}") from None
             yield frame

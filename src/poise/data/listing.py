@@ -15,6 +15,7 @@ from poise.data.layout import Item, Split, Unreadable, is_image
 from poise.errors import DataError
 
 MAX_FILE_BYTES = 512 * 2**20
+BOMB_BYTES, BOMB_RATIO = 16 * 2**20, 200  # what swells beyond both was packed to do harm
 HEAD_BYTES = 16  # what `looks_like_image` needs
 # Never taken for images, whatever their first bytes are. Raw photographs begin like a TIFF file
 # but what can be read of them is a thumbnail.

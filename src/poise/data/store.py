@@ -12,6 +12,7 @@ or the machine: the same images and options give the same bytes.
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.data.imageset import Dataset
+from poise.data.layout import unsafe_reason
+from poise.data.listing import told
 from poise.errors import ArtifactError, UsageError
 from poise.settings import DataConfig
 
@@ -175,6 +178,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         )
     if not whole:
         raise damaged(path, f"{MANIFEST} does not match its own checksum")
+    try:
+        _check_manifest(path, manifest)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, f"{MANIFEST} does not say what it should: {told(error)}") from None
     for name, facts in manifest["files"].items():
         try:
             size = (path / name).stat().st_size
@@ -183,6 +190,35 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if size != facts["bytes"]:
             raise damaged(path, f"{name} has {size:,} bytes instead of {facts['bytes']:,}")
     return cast(dict[str, Any], manifest)
+
+
+def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """A checksum tells damage, not intent: who writes the manifest can write the checksum too.
+
+    Raises:
+        ArtifactError: it leads out of the folder, or its numbers contradict each other.
+        KeyError, TypeError, AttributeError: something is missing or of another kind.
+    """
+    inner = tuple(manifest[key] for key in ("frames", "channels", "height", "width"))
+    if not all(type(side) is int and 0 < side < 2**16 for side in inner):
+        raise damaged(path, f"{MANIFEST} claims entries of the shape {list(inner)}")
+    for name in manifest["files"]:
+        reason = unsafe_reason(name)
+        if reason is None and not (path / name).resolve().is_relative_to(path.resolve()):
+            reason = "it is a symbolic link that leads out of the folder"
+        if reason:
+            raise damaged(path, f"{MANIFEST} names {name!r}: {reason}")
+    if manifest["frames"] != 1:
+        return  # clips are refused by name when they are to be trained on
+    total = 0
+    for shard in manifest["shards"]:
+        size = shard["items"] * math.prod(inner)
+        known = manifest["files"].get(shard["file"], {}).get("bytes")
+        if not shard["bytes"] == known == size or shard["items"] < 1:
+            raise damaged(path, f"{MANIFEST} contradicts itself about {shard['file']}")
+        total += shard["items"]
+    if total != manifest["items"] or ITEMS not in manifest["files"]:
+        raise damaged(path, f"{MANIFEST} contradicts itself about the number of images")
 
 
 def read_items(path: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:

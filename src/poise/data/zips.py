@@ -8,7 +8,14 @@ from collections import Counter
 from pathlib import Path
 
 from poise.data.layout import Unreadable, again, is_hidden, unsafe_reason
-from poise.data.listing import HEAD_BYTES, Listing, refuse_huge, sort_out
+from poise.data.listing import (
+    BOMB_BYTES,
+    BOMB_RATIO,
+    HEAD_BYTES,
+    Listing,
+    refuse_huge,
+    sort_out,
+)
 from poise.errors import DataError
 
 # RuntimeError: encrypted members; NotImplementedError: other compressions.
@@ -40,6 +47,7 @@ def list_zip(path: Path) -> Listing:
             continue
         if stat.S_ISLNK(info.external_attr >> 16):
             reason = reason or "it is a symbolic link"
+        reason = reason or bomb_reason(info)
         if reason:
             refused.append(Unreadable(info.orig_filename, reason))
         elif name in members:
@@ -49,6 +57,16 @@ def list_zip(path: Path) -> Listing:
     read = _ZipReader(archive, members)
     images, others = sort_out(members, read.peek, ERRORS)
     return Listing(images, others, refused, read)
+
+
+def bomb_reason(info: zipfile.ZipInfo) -> str | None:
+    """Why a member cannot be unpacked in bounded memory; None if it can."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "it is compressed in a way without bound (bzip2, lzma); pack it again with deflate"
+    ratio = info.file_size / max(info.compress_size, 1)
+    if info.file_size > BOMB_BYTES and ratio > BOMB_RATIO:
+        return f"decompression bomb: it swells {ratio:,.0f} times, to {info.file_size:,} bytes"
+    return None
 
 
 class _ZipReader:
@@ -61,8 +79,8 @@ class _ZipReader:
     def __call__(self, name: str) -> bytes:
         info = self._members[name]
         refuse_huge(info.file_size)
-        with self._lock:
-            return self._archive.read(info)
+        with self._lock, self._archive.open(info) as file:
+            return file.read(info.file_size)  # not all there is: the directory may lie
 
     def peek(self, name: str) -> bytes:
         """The first bytes of a member."""

@@ -3,6 +3,7 @@
 report    the story: one function per section
 data      the section on the data
 curves    the sections made of figures
+incidents the section on what went wrong and what was done
 verdict   what the files say about the run, worst first, with what to do
 metrics   what each score means
 figures   plotly figures from log rows

@@ -1,10 +1,13 @@
 """The sections made of figures: training, validation, speed."""
 
+from dataclasses import replace
+
 from poise.report import figures, page, verdict
 from poise.report.figures import IMAGES, SIGMA, Axis, Mark
-from poise.report.folder import RunFiles
+from poise.report.folder import Row, RunFiles
+from poise.report.incidents import told
 from poise.report.page import Html
-from poise.report.words import is_number, number, plural, seconds
+from poise.report.words import is_number, listed, number, plural, seconds
 
 
 def training(files: RunFiles) -> list[Html]:
@@ -32,8 +35,10 @@ def training(files: RunFiles) -> list[Html]:
             "that rises alone shows where training is going wrong.",
         ),
         page.pair(small),
+        *_magnitudes(files, marks),
         page.paragraph(
-            "Dotted vertical lines are incidents, with their number in the list below."
+            "Dotted vertical lines are incidents, red where they were critical, with their number "
+            "in the list below; the pointer on a number shows what it was."
             if marks
             else "",
             "soft",
@@ -111,6 +116,10 @@ _LOSS = (
 _RATE = "The step size as planned over the run: it rises, holds, and falls."
 _GRADIENT = "How strongly each update pulls: single spikes pass, steady growth is a warning."
 _WEIGHTS = "Typical size of a weight: with this network it should stay level."
+_MAGNITUDES = (
+    "Sizes of the activations on the way through the network, and of the weights: they should "
+    "level off; a line that keeps climbing ends in numbers that are too large for the arithmetic."
+)
 _UPDATE = "Size of an update relative to the weights: it should follow the learning rate."
 _ERROR = "Squared error with the weighting of EDM, always above zero: it should fall, then level."
 _FINAL = (
@@ -136,13 +145,48 @@ _FINAL = (
 )
 
 
+def _magnitudes(files: RunFiles, marks: list[Mark]) -> list[Html]:
+    """Sizes of weights and activations at each validation, where they were measured."""
+    names = {
+        "activation_rms_highest": ("largest block", 2),
+        "activation_rms": ("mean of the blocks", 1),
+        "weight_rms": ("weights", 0),
+    }
+    drawn = [
+        replace(figures.column(files.magnitudes, key, name), color=figures.shade(i, 3))
+        for key, (name, i) in names.items()
+        if any(is_number(row.get(key)) for row in files.magnitudes)
+    ]
+    if not drawn:
+        return []
+    figure = figures.lines(drawn, IMAGES, Axis("root mean square", log=True), marks, markers=True)
+    return [page.plot("Magnitudes", figure, _MAGNITUDES)]
+
+
 def _signal(files: RunFiles, key: str, title: str, y: Axis, caption: str) -> Html:
     curve = figures.column(files.metrics, key, title.lower())
     return page.plot(title, figures.lines([curve], IMAGES, y, _marks(files)), caption)
 
 
 def _marks(files: RunFiles) -> list[Mark]:
-    return [Mark(row["images_seen"], str(n), str(row["severity"])) for n, row in files.incidents]
+    """Incidents over images seen; those too near to each other to be told apart are one mark."""
+    rows = sorted(files.incidents, key=lambda pair: float(pair[1]["images_seen"]))
+    near = max((float(row["images_seen"]) for row in files.metrics), default=0.0) / 150
+    groups: list[list[tuple[int, Row]]] = []
+    for n, row in rows:
+        if groups and row["images_seen"] - groups[-1][0][1]["images_seen"] <= near:
+            groups[-1].append((n, row))
+        else:
+            groups.append([(n, row)])
+    marks = []
+    for group in groups:
+        worst = next((r for _, r in group if r["severity"] != "warning"), group[0][1])
+        label = listed([str(n) for n, _ in group], 3)
+        more = f" (and {len(group) - 1} more)" if len(group) > 1 else ""
+        marks.append(
+            Mark(group[0][1]["images_seen"], label, str(worst["severity"]), told(worst) + more)
+        )
+    return marks
 
 
 def _gaps(files: RunFiles) -> str:

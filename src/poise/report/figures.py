@@ -19,7 +19,8 @@ _MARKS = 40  # most vertical lines of one figure
 _INK = "#808489"  # one grey that reads on white, on black and on paper
 _GRID = "rgba(128,132,137,0.22)"
 _SCALE = ((74, 95, 193), (138, 79, 176), (194, 69, 127), (221, 107, 77), (217, 154, 43))
-_SEVERITY = {"error": "#c0392b", "warning": "#c98a1b"}
+_SEVERITY = {"error": "#c0392b", "critical": "#c0392b", "warning": "#c98a1b"}
+_LABELS = 12  # most numbers over a figure; more would cover each other
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Mark:
     images_seen: float
     label: str
     severity: str
+    told: str = ""  # shown where the pointer is over the label
 
 
 IMAGES = Axis("images seen", images=True)
@@ -218,7 +220,7 @@ def _axis(axis: Axis, values: Sequence[float | None]) -> Figure:
 
 
 def _vertical(marks: Sequence[Mark]) -> Figure:
-    """Shapes and their numbers; too many numbers would cover each other."""
+    """Lines, each with its number above it, or with a small triangle where there are many."""
     shown = list(marks)[:: max(1, math.ceil(len(marks) / _MARKS))]
     color = [_SEVERITY.get(mark.severity, _INK) for mark in shown]
     shapes = [
@@ -240,9 +242,11 @@ def _vertical(marks: Sequence[Mark]) -> Figure:
             "yref": "paper",
             "yanchor": "bottom",
             "showarrow": False,
-            "text": escape(mark.label),
+            "text": escape(mark.label) if len(shown) <= _LABELS else "▾",
+            "hovertext": escape(mark.told),
+            "captureevents": True,
             "font": {"size": 10, "color": ink},
         }
         for mark, ink in zip(shown, color, strict=True)
     ]
-    return {"shapes": shapes, "annotations": notes if len(shown) <= 12 else []}
+    return {"shapes": shapes, "annotations": notes}

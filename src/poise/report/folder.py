@@ -9,6 +9,7 @@ from poise.errors import ArtifactError
 from poise.report.words import is_number
 
 Row = dict[str, Any]
+SEVERITIES = ("warning", "critical", "error")  # of incidents; older runs wrote error for critical
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class RunFiles:
     timing: list[Row]
     validation: list[Row]
     events: list[Row]
+    magnitudes: list[Row]
     scores: list[Row]  # validation first
     grids: list[tuple[int, Path]]  # (images seen, file), oldest first
     scored: Path | None  # samples that were scored, in rows by class
@@ -30,9 +32,9 @@ class RunFiles:
 
     @property
     def incidents(self) -> list[tuple[int, Row]]:
-        """Warnings and errors with their number in the list of events, counted from 1."""
+        """Warnings and worse with their number in the list of events, counted from 1."""
         numbered = enumerate(self.events, start=1)
-        return [(n, row) for n, row in numbered if row.get("severity") in ("warning", "error")]
+        return [(n, row) for n, row in numbered if row.get("severity") in SEVERITIES]
 
     def latest(self, rows: list[Row], key: str) -> Any:
         """The last value of `key` that is there, or None."""
@@ -59,6 +61,7 @@ def read_run(run: RunDir) -> RunFiles:
         timing=_rows(run.log("timing"), problems),
         validation=_rows(run.log("validation"), problems),
         events=_rows(run.log("events"), problems),
+        magnitudes=_rows(run.log("magnitudes"), problems),
         scores=[found for found in scores if found],
         grids=sorted(
             (int(path.stem), path) for path in run.samples.glob("*.png") if path.stem.isdecimal()

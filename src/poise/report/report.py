@@ -13,6 +13,7 @@ from poise.errors import PoiseError
 from poise.report import curves, metrics, page, verdict
 from poise.report.data import data
 from poise.report.folder import Row, RunFiles, items, read_run, section
+from poise.report.incidents import incidents
 from poise.report.page import Html
 from poise.report.pictures import embed
 from poise.report.words import count, is_number, number, plain, plural, seconds, sentence
@@ -20,7 +21,6 @@ from poise.settings import Config
 
 _LARGE, _SMALL = 700_000, 150_000  # bytes of one picture: the page must stay easy to send
 _GRIDS = 6
-_EVENTS = 200
 
 
 def write_report(run: RunDir) -> Path:
@@ -42,7 +42,7 @@ def write_report(run: RunDir) -> Path:
         ("training", "Training", curves.training(files)),
         ("validation", "Validation error by noise level", curves.validation(files)),
         ("speed", "Speed", curves.speed(files)),
-        ("incidents", "Incidents and decisions", _events(files)),
+        ("incidents", "Incidents and decisions", incidents(files)),
         ("settings", "Settings", _settings(files)),
         ("provenance", "Environment and provenance", _provenance(files)),
         ("closest", "Closest pairs", _closest(files)),
@@ -81,6 +81,7 @@ def _title(run: Row) -> Html:
         "running": "the run is still going",
         "interrupted": "the run was interrupted",
         "failed": "the run failed",
+        "stopped": "the guard stopped the run",
     }.get(str(run.get("status")), "the state of the run is not known")
     lead = (
         f"A {preset}, trained on {images} of {run.get('source') or 'unnamed images'} ({kind}) for "
@@ -217,29 +218,6 @@ def _remedies(found: list[verdict.Finding]) -> list[Html]:
     if not rows:
         return [page.absent("Nothing that these files show calls for a change.")]
     return [page.advice(rows)]
-
-
-def _events(files: RunFiles) -> list[Html]:
-    if not files.events:
-        return [page.absent("Nothing out of the ordinary has been recorded.")]
-    known = ("images_seen", "severity", "kind", "message")
-    rows = [
-        (
-            str(n),
-            count(row["images_seen"]),
-            str(row.get("severity", "")),
-            str(row.get("kind", "")).replace("_", " "),
-            sentence(str(row.get("message", ""))),
-            plain({key: value for key, value in row.items() if key not in known}),
-        )
-        for n, row in enumerate(files.events[:_EVENTS], start=1)
-    ]
-    heads = ("No.", "Images seen", "Severity", "Kind", "What happened", "Evidence")
-    parts = [page.table(heads, rows, "nnttww")]
-    if len(files.events) > _EVENTS:
-        more = len(files.events) - _EVENTS
-        parts.append(page.paragraph(f"{more:,} more are in events.jsonl.", "soft"))
-    return parts
 
 
 def _settings(files: RunFiles) -> list[Html]:

@@ -6,7 +6,18 @@ from typing import Any
 from poise.report import metrics
 from poise.report.figures import weights_name
 from poise.report.folder import Row, RunFiles, items, section
-from poise.report.words import count, is_number, number, plain, plural, seconds, sentence, share
+from poise.report.page import visible
+from poise.report.words import (
+    cause,
+    count,
+    is_number,
+    number,
+    plain,
+    plural,
+    seconds,
+    sentence,
+    share,
+)
 
 BROKEN, WEAK, NOTE, GOOD = range(4)
 WORDS = ("Broken", "Weak", "Note", "Good")
@@ -82,6 +93,14 @@ def _status(files: RunFiles) -> list[Finding]:
                 "checkpoint.",
             )
         ]
+    if status == "stopped":
+        return [
+            Finding(
+                BROKEN,
+                f"The guard stopped the run {where}.",
+                "Read the last incident below, change what it names, and resume.",
+            )
+        ]
     if status == "interrupted":
         return [
             Finding(
@@ -118,17 +137,22 @@ def _skipped(files: RunFiles) -> list[Finding]:
 
 
 def _incidents(files: RunFiles) -> list[Finding]:
-    errors = [row for _, row in files.incidents if row.get("severity") == "error"]
-    warnings = len(files.incidents) - len(errors)
+    """All incidents in one line: how many, the last serious one, and what was done."""
     if not files.incidents:
         return []
+    errors = [row for _, row in files.incidents if row.get("severity") != "warning"]
+    warnings = len(files.incidents) - len(errors)
+    counts = [plural(n, word) for n, word in ((len(errors), "error"), (warnings, "warning")) if n]
     last = (errors or [files.incidents[-1][1]])[-1]
-    text = sentence(str(last.get("message", last.get("kind", ""))))
-    counted = f"{plural(len(errors), 'error')} and {plural(warnings, 'warning')}"
+    text = sentence(visible(last.get("message", last.get("kind", "")), 300))
+    done = last.get("action")
+    acted = "" if done in (None, "", "none") else f" Action: {visible(cause(str(done)), 60)}."
+    which = f"the last{' error' if errors and warnings else ''}"
     return [
         Finding(
             WEAK if errors else NOTE,
-            f"The run met {counted}; the last one, at {count(last['images_seen'])} images: {text}",
+            f"The run met {' and '.join(counts)}; {which}, at {count(last['images_seen'])} images: "
+            f"{text}{acted}",
             "See the incidents and what was done about each." if errors else "",
         )
     ]

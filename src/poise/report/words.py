@@ -90,6 +90,13 @@ def plain(value: Any) -> str:
     return number(value)
 
 
+def cause(name: str) -> str:
+    """A name such as `lr-too-high` or `not_scored` in words."""
+    whole = {"lr": "learning rate", "ema": "EMA"}
+    parts = name.replace("_", "-").split("-")
+    return " ".join(whole.get(part, part) for part in parts)
+
+
 def sentence(text: str) -> str:
     """`text` with a capital first letter and a full stop."""
     text = text.strip()

@@ -13,8 +13,20 @@ from poise.errors import ArtifactError
 from poise.settings import Config
 from poise.training.ema import profile_name
 from poise.training.loop import TrainState, weights_of
+from poise.training.optim import optimizer_tensors, restore_optimizer
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_PLAIN = ("images_seen", "step", "lr_scale", "micro_batch")  # of the state, beside its tensors
+_SHOWN = 5  # names in a message
+
+
+class IncompleteCheckpoint(ArtifactError):
+    """A checkpoint that lacks an entry, or holds one that nobody knows.
+
+    Nothing is filled in: a run that goes on from half a state goes on wrong.
+    """
+
+    missing: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 def save_checkpoint(
@@ -28,20 +40,13 @@ def save_checkpoint(
         extra: further tensors of the caller, such as the sums of an unfinished log interval.
         meta: further plain data of the caller.
     """
-    tensors: dict[str, Tensor] = {
-        f"denoiser/{k}": v for k, v in state.denoiser.state_dict().items()
-    }
-    for name, weight in weights_of(state.denoiser).items():
-        moments = state.optimizer.state.get(weight, {})
-        tensors.update({f"adam/{key}/{name}": moments[key] for key in _MOMENTS if key in moments})
-    for std, averages in state.ema.profiles.items():
-        tensors.update({f"{profile_name(std)}/{k}": v for k, v in averages.items()})
-    tensors.update({f"extra/{k}": v for k, v in extra.items()})
-    save_tensors(
-        path,
-        tensors,
-        {"kind": "checkpoint", "images_seen": state.images_seen, "step": state.step, **meta},
-    )
+    optimizer = optimizer_tensors(state.optimizer, weights_of(state.denoiser))
+    further = {f"optimizer/{k}": v for k, v in optimizer.items()}
+    further |= {f"extra/{k}": v for k, v in extra.items()}
+    plain = {name: getattr(state, name) for name in _PLAIN}
+    # what the state itself does not tell a reader: the names of its lazy and foreign tensors
+    plain |= {"kind": "checkpoint", "further": sorted(further)}
+    save_tensors(path, _own(state) | further, {**plain, **meta})
 
 
 @torch.no_grad()
@@ -50,31 +55,78 @@ def load_checkpoint(path: Path, state: TrainState) -> tuple[dict[str, Tensor], d
 
     Raises:
         ArtifactError: damaged, of another kind, or of another network.
+        IncompleteCheckpoint: an entry is missing or unknown. In every case the state is untouched.
     """
     tensors, meta = load_tensors(path)
     if meta.get("kind") != "checkpoint":
         raise ArtifactError(f"{path} is not a checkpoint.", expected="a file of checkpoints/")
-    parts: dict[str, dict[str, Tensor]] = {}
+    own = _own(state)
+    _refuse_incomplete(path, own, tensors, meta)
+    _refuse_other_network(path, own, tensors)
+    parts: dict[str, dict[str, Tensor]] = {"optimizer": {}, "extra": {}, "gate": {}, "clip": {}}
     for key, tensor in tensors.items():
         head, _, name = key.partition("/")
         parts.setdefault(head, {})[name] = tensor
-    try:
-        state.denoiser.load_state_dict(parts["denoiser"])
-        for std, averages in state.ema.profiles.items():
-            for name, average in averages.items():
-                average.copy_(parts[profile_name(std)][name])
-        for name, weight in weights_of(state.denoiser).items():
-            if f"step/{name}" in parts.get("adam", {}):
-                state.optimizer.state[weight] = {
-                    key: _like(parts["adam"][f"{key}/{name}"], weight) for key in _MOMENTS
-                }
-    except (KeyError, RuntimeError) as error:
-        raise ArtifactError(
-            f"{path} belongs to another network or other averages: {error}.",
-            remedy="Resume with the settings of the run's config.toml.",
-        ) from None
-    state.images_seen, state.step = int(meta["images_seen"]), int(meta["step"])
-    return parts.get("extra", {}), meta
+    restore_optimizer(state.optimizer, weights_of(state.denoiser), parts["optimizer"])
+    state.denoiser.load_state_dict(parts["denoiser"])
+    for name, averages in _profiles(state).items():
+        for key, average in averages.items():
+            average.copy_(parts[name][key])
+    if state.gate is not None:
+        state.gate.restore(parts["gate"])
+    state.clip.restore(parts["clip"])
+    for name in _PLAIN:
+        setattr(state, name, meta[name])
+    return parts["extra"], meta
+
+
+def _own(state: TrainState) -> dict[str, Tensor]:
+    """The tensors that every checkpoint of this state has, by name."""
+    parts: dict[str, Mapping[str, Tensor]] = {
+        "denoiser": state.denoiser.state_dict(),
+        **_profiles(state),
+        "gate": {} if state.gate is None else state.gate.tensors(),
+        "clip": state.clip.tensors(),
+    }
+    return {f"{head}/{k}": v for head, part in parts.items() for k, v in part.items()}
+
+
+def _refuse_incomplete(
+    path: Path, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+) -> None:
+    listed = meta.get("further", [])
+    missing = sorted({*own, *listed} - tensors.keys())
+    missing += [name for name in ("further", *_PLAIN) if name not in meta]
+    unknown = sorted(tensors.keys() - {*own, *listed})
+    if not missing and not unknown:
+        return
+    found = [f"{path} is incomplete: it lacks {_names(missing)}."] if missing else []
+    found += [f"{path} holds what this run does not know: {_names(unknown)}."] if unknown else []
+    error = IncompleteCheckpoint(
+        " ".join(found),
+        expected="all entries of a checkpoint of this run, and no others",
+        remedy="Resume with the settings of the run's config.toml, or from an earlier checkpoint.",
+    )
+    error.missing, error.unknown = tuple(missing), tuple(unknown)
+    raise error
+
+
+def _refuse_other_network(
+    path: Path, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> None:
+    for name, tensor in own.items():
+        there = tensors[name]
+        if (there.shape, there.dtype) != (tensor.shape, tensor.dtype):
+            raise ArtifactError(
+                f"{path} belongs to another network: {name} is {list(there.shape)} {there.dtype}.",
+                expected=f"{list(tensor.shape)} {tensor.dtype}",
+                remedy="Resume with the settings of the run's config.toml.",
+            )
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def save_snapshot(
@@ -107,11 +159,3 @@ def save_snapshot(
 
 def _profiles(state: TrainState) -> dict[str, dict[str, Tensor]]:
     return {profile_name(std): weights for std, weights in state.ema.profiles.items()}
-
-
-def _like(tensor: Tensor, weight: Tensor) -> Tensor:
-    """On the weight's device and, where the shape is the weight's, in its memory layout."""
-    tensor = tensor.to(weight.device)
-    if tensor.shape == weight.shape:
-        return torch.empty_like(weight).copy_(tensor)
-    return tensor

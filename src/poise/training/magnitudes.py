@@ -21,7 +21,8 @@ def activation_rms(denoiser: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor 
     def note(module: nn.Module, inputs: object, output: Tensor) -> None:
         found.append(output.float().square().mean().sqrt())
 
-    handles = [block.register_forward_hook(note) for block in _blocks(denoiser.network)]
+    blocks = named_blocks(denoiser.network).values()
+    handles = [block.register_forward_hook(note) for block in blocks]
     try:
         denoiser.eval()(x, sigma, labels)
     finally:
@@ -38,6 +39,12 @@ def weight_rms(denoiser: Denoiser) -> Tensor:
     return rms
 
 
-def _blocks(network: nn.Module) -> list[nn.Module]:
-    groups = [getattr(network, name, None) for name in ("enc", "dec", "blocks")]
-    return [b for group in groups if isinstance(group, nn.Module) for b in group.children()]
+def named_blocks(network: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of `enc` and `dec`, or of `blocks`, by name such as `enc.8x8_block0`, in order."""
+    groups = {name: getattr(network, name, None) for name in ("enc", "dec", "blocks")}
+    return {
+        f"{group}.{name}": block
+        for group, module in groups.items()
+        if isinstance(module, nn.Module)
+        for name, block in module.named_children()
+    }

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from poise.settings import DiffusionConfig
+from poise.training.bands import BANDS, band_centres, band_grid
 from poise.training.loop import StepRecord
-
-_BANDS = 8
 
 
 @dataclass(frozen=True)
 class Skip:
-    """An update that was not finite and changed nothing."""
+    """An update that was left out and changed nothing."""
 
     images_seen: int
     indices: list[int]  # data set indices of its images
@@ -24,12 +23,10 @@ class IntervalMeter:
     """Averages of loss, error and gradient norm since the last line, and error by noise band."""
 
     def __init__(self, settings: DiffusionConfig, device: torch.device) -> None:
-        """Bands: equal steps of ln(sigma) within 2.5 deviations of its mean; the outer are open."""
-        low = settings.P_mean - 2.5 * settings.P_std
-        width = 5 * settings.P_std / _BANDS
-        self._low, self._width = low, width
-        self.centres = [math.exp(low + (i + 0.5) * width) for i in range(_BANDS)]
-        self._sums = torch.zeros(5 + 2 * _BANDS, dtype=torch.float64, device=device)
+        """The noise bands follow from the settings, see `bands`."""
+        self._low, self._width = band_grid(settings)
+        self.centres = band_centres(settings)
+        self._sums = torch.zeros(5 + 2 * BANDS, dtype=torch.float64, device=device)
         self._totals = torch.zeros(2, dtype=torch.float64, device=device)  # skipped, in a row
         self._ratio = torch.full((), math.nan, device=device)
         self._pending: list[tuple[int, Tensor, Tensor]] = []
@@ -41,8 +38,8 @@ class IntervalMeter:
         loss = torch.where(record.applied, record.loss.double().mean(), 0.0)
         norm = torch.where(record.applied, record.grad_norm.double(), 0.0)
         error = torch.where(record.applied, record.error.double(), 0.0)
-        band = ((record.sigma.log() - self._low) / self._width).long().clamp(0, _BANDS - 1)
-        zeros = torch.zeros(_BANDS, dtype=torch.float64, device=error.device)
+        band = ((record.sigma.log() - self._low) / self._width).long().clamp(0, BANDS - 1)
+        zeros = torch.zeros(BANDS, dtype=torch.float64, device=error.device)
         by_band = zeros.index_add(0, band, error)
         counts = zeros.index_add(0, band, finite.expand_as(error))
         head = torch.stack([finite, loss, error.mean(), norm, torch.ones_like(finite)])
@@ -54,7 +51,7 @@ class IntervalMeter:
         self._pending.append((record.images_seen, record.applied, record.indices))
 
     def skips(self) -> list[Skip]:
-        """The non-finite updates since the last call; reads the device."""
+        """The updates left out since the last call; reads the device."""
         if not self._pending:
             return []
         flags = torch.stack([applied for _, applied, _ in self._pending]).tolist()
@@ -70,7 +67,7 @@ class IntervalMeter:
         """The averages since the last line, and a new interval begins; reads the device."""
         sums = self._sums.tolist()
         applied = sums[0]
-        bands = zip(self.centres, sums[5 : 5 + _BANDS], sums[5 + _BANDS :], strict=True)
+        bands = zip(self.centres, sums[5 : 5 + BANDS], sums[5 + BANDS :], strict=True)
         row: dict[str, object] = {
             "loss": sums[1] / applied if applied else None,
             "error": sums[2] / applied if applied else None,
@@ -86,7 +83,7 @@ class IntervalMeter:
         return row
 
     def skipped_in_a_row(self) -> int:
-        """Non-finite updates up to now without a good one between; reads the device."""
+        """Updates left out up to now without a good one between; reads the device."""
         return int(self._totals[1].item())
 
     def tensors(self) -> dict[str, Tensor]:

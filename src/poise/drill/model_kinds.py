@@ -1,0 +1,318 @@
+"""The kinds of faults in optimisation and network: rows A of the fault matrix, as data."""
+
+from poise.drill.kind import Kind
+
+_ONCE = {"duration": 1}
+_MOMENT = ("at", "duration", "seed")  # it begins and ends
+_LAYER = ("at", "duration", "tensor", "seed")
+
+_NUMBERS = (
+    Kind(
+        "inf-gradient",
+        "non-finite-gradient",
+        "run",
+        "One number in the gradient of one tensor is infinite; the loss is not.",
+        "A2",
+        _LAYER,
+        _ONCE,
+        single_step=True,
+    ),
+    Kind(
+        "nan-activation",
+        "non-finite-activation",
+        "run",
+        "One layer gives out one number that is not a number, from good inputs.",
+        "A2",
+        _LAYER,
+        _ONCE | {"tensor": "middle"},
+        single_step=True,
+    ),
+    Kind(
+        "nan-weight",
+        "weights-damaged",
+        "run",
+        "One stored weight becomes NaN between two updates.",
+        "A3",
+        ("at", "tensor", "seed"),
+        _ONCE,
+    ),
+    Kind(
+        "huge-weight",
+        "weights-damaged",
+        "run",
+        "One stored weight becomes `magnitude`, as if a bit had flipped.",
+        "A4",
+        ("at", "magnitude", "tensor", "seed"),
+        _ONCE | {"magnitude": 3e38},
+        limits=(1e3, 3.4e38),
+    ),
+    Kind(
+        "layer-reinitialised",
+        "weights-damaged",
+        "run",
+        "The weights of one tensor are drawn anew, as large as they were.",
+        "1.5",
+        ("at", "tensor", "seed"),
+        _ONCE | {"tensor": "middle"},
+    ),
+    Kind(
+        "overflow",
+        "precision-overflow",
+        "run",
+        "One layer computes in half precision on a scale on which its typical number is "
+        "`magnitude` (the largest is 65504), so some overflow at every update, until the run is "
+        "restarted.",
+        "A14",
+        ("at", "duration", "magnitude", "tensor", "seed"),
+        {"magnitude": 5e4, "tensor": "middle"},
+        limits=(2e4, 1e30),
+    ),
+    Kind(
+        "flaky-layer",
+        "unrepeatable-result",
+        "run",
+        "One layer gives out other numbers each time, by `magnitude` of their size; a restart "
+        "on the same machine does not help.",
+        "1.4",
+        ("at", "duration", "magnitude", "tensor", "seed"),
+        {"magnitude": 1e-3, "tensor": "middle"},
+        limits=(1e-7, 10.0),
+        returns=True,
+    ),
+    Kind(
+        "bf16-stagnation",
+        "precision-stagnation",
+        "run",
+        "Stored weights keep `magnitude` bits after the leading one (bf16: 7), so small updates "
+        "are rounded away, until the run is restarted.",
+        "reserve",
+        ("at", "duration", "magnitude", "tensor", "seed"),
+        {"magnitude": 4.0},
+        limits=(1, 20),
+    ),
+)
+
+_STEPS = (
+    Kind(
+        "lr-jump",
+        "lr-too-high",
+        "run",
+        "The learning rate is `magnitude` times what the schedule says, until it is set right.",
+        "A5",
+        ("at", "duration", "magnitude", "seed"),
+        {"magnitude": 20.0},
+        limits=(1.5, 1e6),
+    ),
+    Kind(
+        "lr-drift",
+        "lr-drift",
+        "run",
+        "The learning rate grows by the share `magnitude` at every update, until it is set right.",
+        "A6",
+        ("at", "duration", "magnitude", "seed"),
+        {"magnitude": 0.01},
+        limits=(1e-4, 1.0),
+    ),
+    Kind(
+        "lr-setting",
+        "lr-too-high",
+        "run",
+        "The schedule itself asks for `magnitude` times the rate, from the start of the "
+        "disturbed part on.",
+        "A5",
+        ("magnitude",),
+        {"at": 0, "magnitude": 30.0},
+        limits=(1.5, 1e6),
+        returns=True,
+    ),
+    Kind(
+        "lr-low",
+        "slow-convergence",
+        "run",
+        "The schedule itself asks for `magnitude` of the rate, from the first update on.",
+        "reserve",
+        ("magnitude",),
+        {"at": 0, "magnitude": 0.01},
+        limits=(1e-6, 0.5),
+        returns=True,
+        whole=True,
+    ),
+    Kind(
+        "momentum-high",
+        "oscillation",
+        "run",
+        "Adam keeps the share `share` of its last direction, at `magnitude` times the rate, from "
+        "the start of the disturbed part on.",
+        "reserve",
+        ("magnitude", "share"),
+        {"at": 0, "magnitude": 5.0, "share": 0.99},
+        limits=(0.1, 1e4),
+        returns=True,
+    ),
+    Kind(
+        "second-moment-shrunk",
+        "second-moment-lag",
+        "run",
+        "Adam's second moments are multiplied by `magnitude` once.",
+        "A7",
+        ("at", "magnitude", "tensor", "seed"),
+        _ONCE | {"magnitude": 1e-6},
+        limits=(0.0, 0.1),
+    ),
+    Kind(
+        "optimizer-state-lost",
+        "second-moment-lag",
+        "run",
+        "Adam forgets its moments and its count of steps once.",
+        "reserve",
+        ("at", "tensor", "seed"),
+        _ONCE,
+    ),
+    Kind(
+        "gradient-flipped",
+        "ascent",
+        "run",
+        "Gradients have the wrong sign, so that updates go uphill; for good it is an error of "
+        "configuration, which a restart does not mend.",
+        "A8",
+        _LAYER,
+        returns=True,
+    ),
+    Kind(
+        "layer-dropped",
+        "stale-layer",
+        "run",
+        "The optimiser does not hold some tensors: they get gradients and no updates. An error of "
+        "configuration, which a restart does not mend.",
+        "A9",
+        _LAYER,
+        {"tensor": "decoder"},
+        returns=True,
+    ),
+    Kind(
+        "vanishing",
+        "vanishing-gradients",
+        "run",
+        "What one layer gives out is multiplied by `magnitude`, and so is the gradient that goes "
+        "back through it, until the run is restarted.",
+        "A12",
+        ("at", "duration", "magnitude", "tensor", "seed"),
+        {"magnitude": 1e-5, "tensor": "middle"},
+        limits=(0.0, 0.1),
+    ),
+    Kind(
+        "exploding",
+        "exploding-gradients",
+        "run",
+        "The gradient that goes back through one layer is multiplied by `magnitude`, until the "
+        "run is restarted.",
+        "A12",
+        ("at", "duration", "magnitude", "tensor", "seed"),
+        {"magnitude": 1e4, "tensor": "middle"},
+        limits=(10.0, 1e20),
+    ),
+)
+
+_NETWORK = (
+    Kind(
+        "dead-units",
+        "dead-units",
+        "run",
+        "The share `share` of one layer's units give out zero and learn nothing, until the run "
+        "goes back to weights from before.",
+        "A10",
+        ("at", "duration", "tensor", "share", "seed"),
+        {"tensor": "middle", "share": 0.9},
+    ),
+    Kind(
+        "weight-growth",
+        "weight-growth",
+        "run",
+        "Stored weights grow by the share `magnitude` at every update, as under a decay of the "
+        "wrong sign, and are not normalised, until the run is restarted.",
+        "A11",
+        ("at", "duration", "magnitude", "tensor", "seed"),
+        {"magnitude": 0.01},
+        limits=(1e-4, 0.5),
+    ),
+    Kind(
+        "log-variance-runaway",
+        "exploding-gradients",
+        "run",
+        "The learned log-variance falls by `magnitude` at every update, and gradients grow as its "
+        "exponential, until the run is restarted.",
+        "reserve",
+        ("at", "duration", "magnitude", "seed"),
+        {"magnitude": 0.1},
+        limits=(1e-3, 5.0),
+        needs="uncertainty",
+    ),
+    Kind(
+        "activation-growth",
+        "activation-growth",
+        "run",
+        "What each block gives out is multiplied by a gain that grows by the share `magnitude` at "
+        "every update, until the run is restarted.",
+        "A11",
+        ("at", "duration", "magnitude", "tensor", "seed"),
+        {"magnitude": 0.01},
+        limits=(1e-4, 0.5),
+    ),
+    Kind(
+        "band-error",
+        "broken-band",
+        "run",
+        "The error of images in one band of noise counts `magnitude` times, until the run is "
+        "restarted.",
+        "A13",
+        ("at", "duration", "magnitude", "band", "seed"),
+        {"magnitude": 20.0, "band": 3},
+        limits=(2.0, 1e9),
+    ),
+    Kind(
+        "labels-zeroed",
+        "condition-ignored",
+        "run",
+        "Labels do not reach the network, until the run is restarted.",
+        "A16",
+        _MOMENT,
+        needs="classes",
+    ),
+    Kind(
+        "one-seed",
+        "diversity-collapse",
+        "run",
+        "Every sample of a class is drawn from one seed, until the run is restarted.",
+        "A16",
+        _MOMENT,
+    ),
+    Kind(
+        "ema-frozen",
+        "ema-frozen",
+        "run",
+        "The averages of the weights do not move, until the run is restarted.",
+        "A17",
+        _MOMENT,
+    ),
+    Kind(
+        "ema-nan",
+        "ema-damaged",
+        "run",
+        "One number in each average of the weights becomes NaN.",
+        "A17",
+        ("at", "tensor", "seed"),
+        _ONCE,
+    ),
+    Kind(
+        "ema-long",
+        "ema-too-long",
+        "run",
+        "The averages follow the weights `magnitude` times too slowly, until the run is restarted.",
+        "1.4",
+        ("at", "duration", "magnitude", "seed"),
+        {"magnitude": 20.0},
+        limits=(2.0, 1e9),
+    ),
+)
+
+MODEL_KINDS = {kind.name: kind for kind in (*_NUMBERS, *_STEPS, *_NETWORK)}

@@ -1,0 +1,1 @@
+"""Detectors: each reads one `Reading` per update (or one probe) and says what it saw."""
