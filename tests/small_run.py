@@ -1,7 +1,7 @@
-"""Trainings of some seconds' hundredths, in memory, for tests of the guard and of the journal."""
+"""Trainings of a few updates on planted pictures in memory, for tests of what watches them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,33 +23,35 @@ from poise.runtime import Runtime
 from poise.settings import Config
 from poise.training.loop import StepRecord, TrainState
 
-BATCH, CLASSES, COUNT = 8, 3, 96
-UPDATES = 24
-BETWEEN = 4  # updates between two checkpoints
+BATCH, CLASSES, TRAIN, VAL = 8, 3, 64, 16
+UPDATES, BETWEEN = 16, 4  # of a run; between two checkpoints
+IMAGES = UPDATES * BATCH
 
 
 def configured(**more: object) -> Config:
     """The smallest network; two underscores in a name stand for the dot."""
     settings: dict[str, object] = {
+        "model.architecture": "mp_dit",
         "model.channels": 8,
         "model.channels_per_head": 8,
-        "model.channel_mult": [1],
-        "model.attn_resolutions": [],
+        "model.depth": 1,
+        "model.patch": 4,
         "data.augment": "none",
         "data.flip": "off",
         "training.batch": BATCH,
-        "training.images": UPDATES * BATCH,
+        "training.images": IMAGES,
         "training.warmup": 0.1,
+        "training.ema_stds": [0.1],
         "training.precision": "fp32",
         "training.compile": "off",
         "sampling.steps": 2,
-        "evaluation.samples": 20,
         "validation.images": 8,
-        "cadence.logs": 8,
+        "cadence.logs": UPDATES // 2,
         "cadence.checkpoints": UPDATES // BETWEEN,
-        "cadence.validations": 3,
-        "cadence.grids": 2,
+        "cadence.validations": 1,
+        "cadence.grids": 1,
         "cadence.snapshots": 2,
+        "stability.probe_every": 6,
         "stability.preflight": False,
     }
     return resolve(None, settings | {k.replace("__", "."): v for k, v in more.items()})
@@ -57,85 +59,107 @@ def configured(**more: object) -> Config:
 
 @cache
 def pictures() -> Dataset:
-    """Stripes whose direction and width are the class, with a random phase and some noise."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(COUNT) % CLASSES
-    y, x = np.mgrid[:8, :8]
-    waves = np.stack([x, y, x + y])[labels] * (0.8 + 0.3 * labels)[:, None, None]
-    clean = np.sin(waves + rng.uniform(0, 6.3, COUNT)[:, None, None])
-    images = 127.5 + 90 * clean + rng.normal(0, 6, clean.shape)
+    """Four random squares each."""
+    count = TRAIN + 2 * VAL
+    squares = np.random.default_rng(0).integers(30, 225, (count, 1, 2, 2), np.uint8)
     return Dataset(
-        images=images.clip(0, 255).astype(np.uint8)[:, None],
-        labels=labels.astype(np.int64),
+        images=squares.repeat(4, axis=2).repeat(4, axis=3),
+        labels=np.arange(count) % CLASSES,
         label_names=("a", "b", "c"),
-        names=tuple(f"{i}.png" for i in range(COUNT)),
-        hashes=tuple(str(i) for i in range(COUNT)),
-        given_splits=(None,) * COUNT,
+        names=tuple(f"{i}.png" for i in range(count)),
+        hashes=tuple(str(i) for i in range(count)),
+        given_splits=(None,) * count,
         unreadable=(),
         ignored=(),
         warnings=(),
         source="planted",
-        sizes={"8x8": COUNT},
-        modes={"L": COUNT},
+        sizes={"8x8": count},
+        modes={"L": count},
     )
-
-
-def splits() -> Splits:
-    """64 images to train on."""
-    order = np.arange(COUNT)
-    return Splits(order[:64], order[64:80], order[80:], ())
 
 
 def job(root: Path, config: Config | None = None) -> Prepared:
     """A run about to train, or to go on, in `root`."""
-    config, run = config or configured(), RunDir(root)
+    config, run, data = config or configured(), RunDir(root), pictures()
     write_bytes(run.config, to_toml(config).encode())
     write_json(run.run, {"status": "running"})
-    facts = DataFacts(8, 1, ("a", "b", "c"), 0.5)
+    order = np.arange(len(data))
+    parts = Splits(order[:TRAIN], order[TRAIN : TRAIN + VAL], order[TRAIN + VAL :], ())
+    facts = DataFacts(8, 1, data.label_names, 0.5)
     runtime = Runtime(torch.device("cpu"), torch.float32)
-    return Prepared(run, config, pictures(), splits(), facts, runtime, Clock(None))
+    return Prepared(run, config, data, parts, facts, runtime, Clock(None))
+
+
+def train(root: Path, config: Config | None = None, tamper: Tamper | None = None) -> int:
+    """One session of the run in `root`, from whatever lies there to its end."""
+    return learn(job(root, config), Screen(quiet=True), tamper=tamper)
 
 
 @dataclass
 class Disturb:
-    """A tamper; updates are counted from 0, on over rollbacks."""
+    """A tamper. It counts updates from 0 on, on and on over rollbacks."""
 
-    batch: Callable[[int, Batch], Batch] = lambda at, batch: batch
-    after: Callable[[int, TrainState], Any] = lambda at, state: None  # between two updates
-    start: Callable[[int, TrainState, Journal], Any] = lambda at, state, journal: None
-    updates: int = 0  # records that came
+    batch: Callable[[int, Batch], Batch] = lambda at, batch: batch  # of update `at`
+    before: Callable[[int, TrainState], Any] = lambda at, state: None  # update `at`
+    made: int = 0  # updates
     sessions: int = 0
-    journal: Journal | None = field(default=None, repr=False)
-    state: TrainState | None = field(default=None, repr=False)
-    drawn: int = 0
 
     def begin(self, state: TrainState, journal: Journal) -> None:
-        self.state, self.journal, self.sessions = state, journal, self.sessions + 1
-        self.start(self.updates, state, journal)
+        self.state, self.journal = state, journal
+        self.sessions += 1
 
     def stream(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         for batch in stream:
-            yield self.batch(self.updates, batch)
+            self.before(self.made, self.state)
+            yield self.batch(self.made, batch)
 
     def records(self, records: Iterator[StepRecord]) -> Iterator[StepRecord]:
         for record in records:
+            self.made += 1
             yield record
-            self.updates += 1
-            assert self.state is not None
-            self.after(self.updates, self.state)
 
 
-def train(root: Path, config: Config | None = None, tamper: Tamper | None = None) -> int:
-    """A session of the run in `root`, from whatever lies there."""
-    return learn(job(root, config), Screen(quiet=True), tamper=tamper)
+def nan_pixel(at: int) -> Disturb:
+    """One pixel of one image of update `at` is not a number."""
+
+    def spoil(now: int, batch: Batch) -> Batch:
+        if now != at:
+            return batch
+        images = batch.images.float()
+        images[2, 0, 3, 3] = torch.nan
+        return Batch(images, batch.labels, batch.indices)
+
+    return Disturb(batch=spoil)
 
 
-def events(root: Path, cause: str | None = None) -> list[dict[str, Any]]:
-    """Lines of events.jsonl; of one cause or kind."""
+def nan_weight(*at: int) -> Disturb:
+    """One weight is not a number from update `at` on."""
+
+    def spoil(now: int, state: TrainState) -> None:
+        if now in at:
+            with torch.no_grad():
+                next(w for w in state.denoiser.parameters() if w.ndim > 1).view(-1)[0] = torch.nan
+
+    return Disturb(before=spoil)
+
+
+def events(root: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The lines of events.jsonl, all or of one kind."""
     rows = read_jsonl(root / "events.jsonl")
-    return [r for r in rows if cause is None or r["kind"] == cause]
+    return [row for row in rows if kind is None or row["kind"] == kind]
 
 
-def last(root: Path) -> dict[str, torch.Tensor]:
-    """The tensors of the newest checkpoint."""
-    return load_tensors(RunDir(root).checkpoint_files()[-1])[0]
+def newest(root: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The last checkpoint: its tensors, its plain data."""
+    return load_tensors(RunDir(root).checkpoint_files()[-1])
+
+
+def differences(one: Path, other: Path, *logs: str) -> list[str]:
+    """What the ends of two runs do not have in common, bit by bit; `logs` are compared as well."""
+    found = [log for log in logs if (one / log).read_bytes() != (other / log).read_bytes()]
+    (ours, a), (theirs, b) = newest(one), newest(other)
+    found += sorted(ours.keys() ^ theirs.keys())
+    found += [k for k in ("images_seen", "step", "lr_scale") if a[k] != b[k]]
+    return found + [
+        k for k in ours if k in theirs and ours[k].numpy().tobytes() != theirs[k].numpy().tobytes()
+    ]

@@ -151,11 +151,12 @@ class RunDir:
         return sorted(p for p in files if p.stem.isascii() and p.stem.isdecimal())
 
     def forget_old_checkpoints(self, proved: int | None = None) -> None:
-        """Keep the last two, and the newest of at most `proved` images."""
+        """Keep the last two, and the newest of at most `proved` images, or else the oldest."""
         files = self.checkpoint_files()
         good = [p for p in files if proved is not None and int(p.stem) <= proved]
+        kept = good[-1:] or (files[:1] if proved is not None else [])
         for path in files[:-_CHECKPOINTS_KEPT]:
-            if path not in good[-1:]:
+            if path not in kept:
                 path.unlink()
 
     def truncate_logs(self, images_seen: int) -> None:
@@ -331,10 +332,11 @@ def _damaged(path: Path, why: str) -> ArtifactError:
 def read_meta(path: Path) -> dict[str, Any]:
     """The plain data of a file of `save_tensors`, unchecked; empty where there is none to read."""
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
             found = json.loads((file.metadata() or {}).get("poise", "{}"))
-    except (SafetensorError, OSError, ValueError, struct.error):
-        return {}
+    except (ArtifactError, SafetensorError, OSError, ValueError, RuntimeError, struct.error):
+        return {}  # RuntimeError: also nesting without end
     return found if isinstance(found, dict) else {}
 
 

@@ -147,6 +147,19 @@ def snapshot_of(
     """The denoiser of a snapshot's `meta` with the weights and buffers of `state`, to sample."""
     config, facts = from_toml(meta["config"]), DataFacts.from_json(meta["facts"])
     runtime = choose_runtime(config.training.precision)
+    # shapes first: a file may ask for a network that no memory holds
+    nowhere = Runtime(torch.device("meta"), runtime.dtype)
+    shapes = build_denoiser(config, facts, nowhere).state_dict()
+    wrong = sorted(
+        name
+        for name in shapes.keys() | state.keys()
+        if name not in shapes or name not in state or shapes[name].shape != state[name].shape
+    )
+    if wrong:
+        raise ArtifactError(
+            f"The weights of a snapshot are not those of its own settings: {', '.join(wrong[:3])}.",
+            remedy="Use another snapshot of the run.",
+        )
     denoiser = build_denoiser(config, facts, runtime)
     denoiser.load_state_dict(state)
     denoiser.eval().requires_grad_(False)

@@ -175,7 +175,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
         "its header claims 90,000,025 bytes",
     ),
     "1e6 tensors": (
-        lambda: plain(b"{" + b",".join(EMPTY % n for n in range(10**6)) + b"}"),
+        lambda: plain(b"{" + (EMPTY % 7 + b",") * 10**6 + b"}"),
         "its header claims",
     ),
     "50,000 tensors": (

@@ -76,6 +76,7 @@ def test_pages_hold_hostile_names_as_inert_text(told: Told, page: str) -> None:
 def test_what_the_commands_print_is_inert(told: Told) -> None:
     assert TAG in told.said  # names are told, markup means nothing to a terminal
     assert not re.search(r"^Done\. Report: fake", told.said, re.M)
+    assert controls(told.said) == set()
 
 
 def test_names_reach_json_as_data(told: Told) -> None:
@@ -95,9 +96,11 @@ def test_a_run_is_begun_with_hostile_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = photos(tmp_path / f"set {CODES}", 48)
-    lines = [f"{n:02d}.png,{LABELS[n % len(LABELS)]}" for n in range(48)]
-    (source / "metadata.csv").write_text("file_name,label\n" + "\n".join(lines) + "\n")
-    (source / f"bad {CODES}.png").write_bytes(b"no picture")
+    bad = f"bad {CODES}.png"
+    (source / bad).write_bytes(b"no picture")
+    with (source / "metadata.csv").open("w", newline="") as file:
+        rows = [(f"{n:02d}.png", LABELS[n % len(LABELS)]) for n in range(48)]
+        csv.writer(file).writerows([("file_name", "label"), *rows, (bad, LABELS[0])])
     before = tree(tmp_path)
     root = tmp_path / "run"
     job = pipeline.Job(str(source), root, images=64, overrides=dict(tiny.SETTINGS))
@@ -106,8 +109,9 @@ def test_a_run_is_begun_with_hostile_names(
     assert set(made.facts.label_names) == set(LABELS)
     assert "unreadable" in err and controls(err) == set()
     assert not re.search(r"^Done\. Report: fake", err, re.M)
-    files = {"run", *(f"run/{n}" for n in ("config.toml", "run.json", "audit.json", "splits.json"))}
-    assert tree(tmp_path) - before == files
+    made_here = tree(tmp_path) - before
+    assert {path.split("/")[0] for path in made_here} == {"run"}
+    assert all(re.fullmatch(r"run(/[a-z]+\.[a-z]+)?", path) for path in made_here)
 
 
 def test_the_report_of_a_run_with_hostile_names(
@@ -157,13 +161,12 @@ def test_the_screen_obeys_no_name(
     assert not re.search(r"^Done\. Report: fake", err, re.M)
 
 
-@given(st.text(st.characters(codec="utf-8"), max_size=40))
+@given(st.text(st.characters(codec="utf-8", max_codepoint=0xFFFF), max_size=40))
 def test_inert_text_holds_nothing_to_obey_and_loses_nothing(text: str) -> None:
     shown = inert(text)
     assert not {sign for sign in shown if unicodedata.category(sign) in OBEYED}
     if "\\" not in text:
-        again = re.sub(r"\\u([0-9a-f]{4,6})", lambda m: chr(int(m[1], 16)), shown)
-        assert again == text or any(ord(sign) > 0xFFFF for sign in text)
+        assert re.sub(r"\\u([0-9a-f]{4})", lambda m: chr(int(m[1], 16)), shown) == text
 
 
 @pytest.mark.parametrize("source", [OUT, f"/tmp/{TAG}", CODES, "..", "/", "a b/ü.zip", "$(reboot)"])

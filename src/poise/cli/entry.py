@@ -6,6 +6,7 @@ import sys
 import typer
 
 from poise.cli import data, doctor, drill, runs, tools
+from poise.console import inert
 from poise.errors import PoiseError, UsageError
 
 _INTERRUPTED = 130
@@ -49,7 +50,7 @@ def main() -> None:
 def _show(error: PoiseError) -> int:
     if os.environ.get("POISE_DEBUG") == "1":
         raise error
-    typer.echo(f"Error: {error}", err=True)
+    typer.echo("\n".join(map(inert, f"Error: {error}".split("\n"))), err=True)
     return error.exit_code
 
 

@@ -14,10 +14,10 @@ together = "pair"
 """
 
 import math
-import tomllib
 from dataclasses import fields
 from typing import Any
 
+from poise.config import parse_toml
 from poise.drill.data_kinds import FILE_KINDS, INPUT_KINDS, TRAPS
 from poise.drill.kind import Fault, Kind
 from poise.drill.model_kinds import MODEL_KINDS
@@ -164,8 +164,8 @@ def overrides(faults: list[Fault], config: Config) -> dict[str, Any]:
 
 def _read(text: str) -> dict[str, Any]:
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tree = parse_toml(text)
+    except ValueError as error:
         raise UsageError(f"The file of faults is no TOML: {error}.") from None
     rows = tree.get("fault", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

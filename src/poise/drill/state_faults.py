@@ -64,25 +64,26 @@ def _optimizer_lost(place: Place, fault: Fault) -> Effect:
     return Effect()
 
 
-@torch.no_grad()
 def _dead_units(place: Place, fault: Fault) -> Effect:
-    """Rows of zeros that no gradient reaches; with them what the same units add as a bias."""
+    """Rows of zeros that no gradient reaches, with their bias; inside of the step."""
     name, weight = one_kernel(place, fault)
     units = len(weight)
     order = torch.randperm(units, generator=generator_at(fault.seed, 0, "units"))
     dead = order[: max(1, round(fault.share * units))].to(weight.device)
     known = dict(place.state.denoiser.named_parameters())
     bias = known.get(f"{name.removesuffix('weight')}bias")
-    handles = []
-    for tensor in (weight, *([] if bias is None else [bias])):
-        tensor[dead] = 0
-        moments = place.state.optimizer.state.get(tensor, {})
-        for value in moments.values():
-            if isinstance(value, Tensor) and value.shape == tensor.shape:
-                value[dead] = 0
-        handles.append(
-            tensor.register_hook(lambda grad: grad.index_fill(0, dead, 0))  # type: ignore[no-untyped-call]
-        )
+    hurt = [weight, *([] if bias is None else [bias])]
+
+    @torch.no_grad()
+    def kill(optimizer: Any, args: Any, kwargs: Any) -> None:
+        for tensor in hurt:
+            tensor[dead] = 0
+
+    handles: list[Any] = [
+        tensor.register_hook(lambda grad: grad.index_fill(0, dead, 0))  # type: ignore[no-untyped-call]
+        for tensor in hurt
+    ]
+    handles.append(place.state.optimizer.register_step_post_hook(kill))
     return Effect(stop=all_of(handle.remove for handle in handles))
 
 

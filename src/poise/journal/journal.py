@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from poise.artifacts import append_jsonl, read_jsonl, read_meta
-from poise.config import to_toml
 from poise.errors import ArtifactError, TrainingError
 from poise.generate import generate
 from poise.journal.looks import draw_grid, magnitudes, validate
@@ -140,6 +139,8 @@ class Journal:
             self.recall(meta["memory"])
             self.job.clock.spent = float(meta["seconds"])
             run.truncate_logs(self.state.images_seen)
+            rows = read_jsonl(run.log("validation"))
+            self.validated_at = rows[-1]["images_seen"] if rows else 0
             self._set_aside(damaged)
             self._marked = time.monotonic(), self.state.images_seen
             return self.state.images_seen
@@ -166,7 +167,8 @@ class Journal:
 
     def lineage(self) -> str:
         """What all checkpoints of one run have in common, and those of no other run."""
-        text = to_toml(self.job.config) + self.job.dataset.fingerprint
+        config = self.job.config
+        text = f"{config.seed} {config.model} {config.data} {self.job.dataset.fingerprint}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _set_aside(self, damaged: list[tuple[Path, ArtifactError]]) -> None:
@@ -245,14 +247,17 @@ class Journal:
         """The last of everything, where it is not there yet."""
         run, images_seen = self.job.run, self.state.images_seen
         validated = read_jsonl(run.log("validation"))
-        if not validated or validated[-1]["images_seen"] != images_seen:
-            self.validate()
-        if not self._grid_path().exists():
-            self.grid()
-        if not run.snapshot_at(images_seen).exists():
-            self.snapshot()
-        if not run.checkpoint_at(images_seen).exists():
-            self.checkpoint()
+        is_validated = bool(validated) and validated[-1]["images_seen"] == images_seen
+        for name, there, act in (
+            ("validation", is_validated, self.validate),
+            ("grid", self._grid_path().exists(), self.grid),
+            ("snapshot", run.snapshot_at(images_seen).exists(), self.snapshot),
+            ("checkpoint", run.checkpoint_at(images_seen).exists(), self.checkpoint),
+        ):
+            if not there:
+                self.phase = name
+                act()
+        self.phase = "step"
 
     def checkpoint(self) -> None:
         """Save everything to go on from here."""

@@ -37,6 +37,6 @@ def log_event(
 def log_row(run: RunDir, row: dict[str, Any]) -> None:
     """One line of events.jsonl, unless it is there: a resumed run meets what it met before."""
     known = read_jsonl(run.log("events"))
-    marks = ("images_seen", "kind", "message")
-    if not any(all(row[m] == old.get(m) for m in marks) for old in known[-_RECENT:]):
+    marks = ("images_seen", "kind", "message", "action", "cost")
+    if not any(all(row.get(m) == old.get(m) for m in marks) for old in known[-_RECENT:]):
         append_jsonl(run.log("events"), row)

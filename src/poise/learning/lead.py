@@ -139,7 +139,7 @@ def _said(error: PoiseError, journal: Journal, ranks: tuple[int, ...]) -> Stoppe
         found,
         expected=error.expected,
         remedy=f"Start all processes again with --resume, such as: torchrun --nproc-per-node "
-        f"{evidence['processes']} -m poise train SOURCE --run {run.root} --resume; the state at "
+        f"{evidence['processes']} -m -- poise train SOURCE --run {run.root} --resume; the state at "
         f"{max(saved, default=0):,} images is whole.",
     )
     stopped.cause = sign.cause

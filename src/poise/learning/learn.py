@@ -80,7 +80,10 @@ def learn(
         if world is not None:
             until = job.config.training.images
             training.lead = Lead(world, training.state, training.quarantine, until=until)
-        return _learn(training)
+        try:
+            return _learn(training)
+        finally:
+            job.run.alive.unlink(missing_ok=True)
 
 
 def _learn(training: Training) -> int:
@@ -100,15 +103,16 @@ def _learn(training: Training) -> int:
         journal.breaking, caught.phase = caught.breaking, lambda: journal.phase
         try:
             journal.catch_up()
+            _looked(training)
             while state.images_seen < total and not training.over:
                 _session(training, caught, bar)
             journal.finish()
             if training.best is not None and training.watch.stops:
                 _keep_best(job, *training.best)
+            if caught.names:  # while the last files were written
+                raise StopNow
         except StopNow:
             _interrupt(training, caught)
-        finally:
-            job.run.alive.unlink(missing_ok=True)
     return state.images_seen
 
 
@@ -158,7 +162,8 @@ def _assemble(job: Prepared, screen: Screen, tamper: Tamper | None) -> Training:
     journal.memory = lambda: _memory(training)
     journal.recall = lambda memory: _recall(training, memory)
     journal.quiet = watch.guard.quiet_for
-    journal.summary, journal.pace = watch.summary.take, watch.summary.timing
+    if watch.on:
+        journal.summary, journal.pace = watch.summary.take, watch.summary.timing
     return training
 
 
@@ -221,7 +226,7 @@ def _tampered(training: Training, stream: Iterator[Batch]) -> Iterator[Batch]:
 
 def _after(training: Training, record: StepRecord, fed: Feed, caught: Caught, bar: Bar) -> bool:
     """What follows an update: judge, repair, write down; true if the session is over."""
-    journal, watch, rate = training.journal, training.watch, training.rate
+    journal, watch = training.journal, training.watch
     orders = watch.judge(record, fed.waited_s) + watch.look(record, journal)
     if training.lead is not None:
         orders = training.lead.judged(record, orders, watch.guard)
@@ -229,19 +234,30 @@ def _after(training: Training, record: StepRecord, fed: Feed, caught: Caught, ba
     if orders and training.repairer.carry_out(orders):
         return True
     journal.note(record)
-    orders = watch.look_at_grid(journal)
-    if orders and training.repairer.carry_out(orders):
+    if _looked(training):
         return True
-    if journal.validated_at == record.images_seen:
-        _validated(training)
     bar.show(record.images_seen, note=_note(journal))
-    if rate.held or rate.warming(record.images_seen):
-        training.state.lr_scale = rate.at(record.images_seen)
-    watch.guard.expect_scale(rate.at(record.images_seen))
     if caught.names:
         raise StopNow
     training.over |= training.job.clock.left() < _reserved_seconds(training)
     return training.over
+
+
+def _looked(training: Training) -> bool:
+    """What follows from the looks after an update, also from one made up for on resuming.
+
+    Sets the rate of the next update. True if the session is over.
+    """
+    journal, rate, seen = training.journal, training.rate, training.state.images_seen
+    orders = training.watch.look_at_grid(journal)
+    if orders and training.repairer.carry_out(orders):
+        return True
+    if seen and journal.validated_at == seen:
+        _validated(training)
+    if rate.held or rate.warming(seen):
+        training.state.lr_scale = rate.at(seen)
+    training.watch.guard.expect_scale(rate.at(seen))
+    return False
 
 
 def _validated(training: Training) -> None:

@@ -155,8 +155,9 @@ class Repairer:
                 self._screen(order)
         self.state.lr_scale = self.rate.at(back)
         self.guard.expect_scale(self.state.lr_scale)
+        cost = {"images": at - back, "back_to": back, "repair": self.guard.record.repairs}
         for order in orders:
-            self.journal.incident(order.incident(images=at - back, back_to=back))
+            self.journal.incident(order.incident(**cost))
         self.journal.checkpoint()  # so that a kill right now does not forget what was decided
 
     def _restore_averages(self, since: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from poise.stability.detectors.all import Detector, step_detectors
 from poise.stability.detectors.rate import LearningRate
 from poise.stability.facts import Facts
 from poise.stability.incident import Incident, Sign
-from poise.stability.policy import SYMPTOMS, Action, Limits, action_for
+from poise.stability.policy import BESIDES, SYMPTOMS, Action, Limits, action_for
 from poise.stability.reading import Reading
 
 Diagnose = Callable[[Sign], Sign]  # looks at the state itself for a sign that asks for it
@@ -37,7 +37,7 @@ class Order:
 class Record:
     """What the guard remembers over rollbacks."""
 
-    acted: dict[str, int] = field(default_factory=dict)  # cause -> how often it was acted upon
+    acted: dict[str, int] = field(default_factory=dict)  # row of LADDERS -> how often it was used
     repairs: int = 0  # rollbacks and the like
     strikes: dict[int, int] = field(default_factory=dict)  # image -> bad updates it was part of
 
@@ -103,12 +103,18 @@ class Guard:
 
     def _settled(self, diagnose: Diagnose | None) -> list[Order]:
         """Orders for the signs that are sure by now; what they explain is dropped."""
+        beside = [self._held.pop(cause)[1] for cause in BESIDES & self._held.keys()]
+        orders = [order for s in beside for order in self._order(s, ())]
         held = list(self._held.values())
         exact = [s for _, s in held if _exact(s)]
         if exact:
             self._held.clear()
             also = tuple(sorted({s.cause for _, s in held} - {s.cause for s in exact}))
-            return [order for s in exact for order in self._order(s, also)]
+            return orders + [order for s in exact for order in self._order(s, also)]
+        return orders + self._ripened(held, diagnose)
+
+    def _ripened(self, held: list[tuple[int, Sign]], diagnose: Diagnose | None) -> list[Order]:
+        """An order for the symptoms, if one of them was held for long enough."""
         ripe = [s for at, s in held if self._updates - at >= self.limits.settle]
         if not ripe:
             return []
@@ -128,19 +134,22 @@ class Guard:
         if recent and sign.cause not in _COUNTED:
             return []
         self._told[key] = self._updates
-        before = self.record.acted.get(sign.cause, 0)
-        self.record.acted[sign.cause] = before + 1
+        if sign.severity == "info":
+            return [Order("none", sign, also)]
         cause = sign.cause
         if sign.cause.startswith("non-finite") and sign.evidence.get("updates", 0) >= _LASTING:
             cause = "lasting-non-finite"
         if "setting" in sign.culprit:
             cause = "rate-far-off-plan" if sign.severity == "critical" else "rate-off-plan"
-        action = "none" if sign.severity == "info" else action_for(cause, before, self.policy)
+        before = self.record.acted.get(cause, 0)
+        self.record.acted[cause] = before + 1
+        action = action_for(cause, before, self.policy)
         if action not in ("none", "skip"):
             self.record.repairs += 1
             if self.record.repairs > self.max_repairs:
                 action = "stop"
         shadow = {"none": self.limits.shadow, "skip": self.limits.settle + 1}.get(action, 0)
+        shadow = 0 if cause in BESIDES else shadow
         self._shadow_until = max(self._shadow_until, self._updates + shadow)
         return [Order(action, sign, also)]
 
@@ -192,6 +201,8 @@ _COUNTED = frozenset(  # each bad update counts, since the next one may need a s
 
 def _exact(sign: Sign) -> bool:
     """Whether it needs no second opinion: a cause, or a setting that is not what it should be."""
+    if sign.evidence.get("inferred"):
+        return False
     return sign.cause not in SYMPTOMS or "setting" in sign.culprit
 
 

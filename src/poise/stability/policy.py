@@ -78,6 +78,9 @@ SYMPTOMS = frozenset(
     )
 )
 
+# Says nothing about what is learned, so that it explains no symptom.
+BESIDES = frozenset(("data-starvation",))
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -39,7 +39,7 @@ class Summary:
             "rate": 0.0,
             "log_norms": [0.0] * len(self._blocks),
             "norms": 0,
-            "rms": [0.0, 0.0],  # of gradient over second moment: sum of medians, highest
+            "rms": [0.0, 0.0, 0],  # of gradient over second moment: sum of medians, highest, count
         }
 
     def add(self, reading: Reading) -> None:
@@ -62,7 +62,8 @@ class Summary:
             rms = np.sqrt(reading.grad_norms.astype(np.float64) ** 2 / reading.moments)
         rms = rms[np.isfinite(rms)]
         if len(rms):
-            s["rms"] = [s["rms"][0] + float(np.median(rms)), max(s["rms"][1], float(rms.max()))]
+            total, highest, count = s["rms"]
+            s["rms"] = [total + float(np.median(rms)), max(highest, float(rms.max())), count + 1]
 
     def take(self) -> dict[str, Any]:
         """The part of a line of metrics.jsonl; a new interval begins."""
@@ -79,7 +80,7 @@ class Summary:
             }
             if s["norms"]
             else {},
-            "second_moment_rms": s["rms"][0] / n,
+            "second_moment_rms": s["rms"][0] / max(s["rms"][2], 1),
             "second_moment_rms_highest": s["rms"][1],
         }
 

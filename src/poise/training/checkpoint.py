@@ -1,5 +1,6 @@
 """Training state as tensors and back: a checkpoint resumes, a snapshot samples."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def load_checkpoint(path: Path, state: TrainState) -> tuple[dict[str, Tensor], d
     if meta.get("kind") != "checkpoint":
         raise ArtifactError(f"{path} is not a checkpoint.", expected="a file of checkpoints/")
     own = _own(state)
+    _refuse_odd(path, meta)
     _refuse_incomplete(path, own, tensors, meta)
     _refuse_other_network(path, own, tensors)
     parts: dict[str, dict[str, Tensor]] = {"optimizer": {}, "extra": {}, "gate": {}, "clip": {}}
@@ -89,6 +91,24 @@ def _own(state: TrainState) -> dict[str, Tensor]:
         "clip": state.clip.tensors(),
     }
     return {f"{head}/{k}": v for head, part in parts.items() for k, v in part.items()}
+
+
+def _refuse_odd(path: Path, meta: Mapping[str, Any]) -> None:
+    """Plain data that no checkpoint of ours holds."""
+    listed, scale, micro = meta.get("further", []), meta.get("lr_scale", 1), meta.get("micro_batch")
+    counts = [meta.get("images_seen", 0), meta.get("step", 0), 1 if micro is None else micro]
+    odd = [n for n in counts if not isinstance(n, int) or isinstance(n, bool) or n < 0]
+    heads = ("optimizer/", "extra/")
+    strange = not isinstance(listed, list) or not all(
+        isinstance(name, str) and name.startswith(heads) for name in listed
+    )
+    real = isinstance(scale, float | int) and math.isfinite(scale) and scale >= 0
+    if odd or strange or not real:
+        raise ArtifactError(
+            f"{path} holds numbers or names that no checkpoint has.",
+            expected="a checkpoint that this run has written",
+            remedy="Use an earlier file of the same run.",
+        )
 
 
 def _refuse_incomplete(

@@ -17,7 +17,7 @@ _WINDOW = 256  # values that make up what is usual
 _PRIMED = 64  # values after which it judges
 _PATIENCE = 16  # outliers in a row after which they are the new level
 _DEVIATIONS = 8 * 1.4826  # of the median deviation; 1.4826 makes it one of a normal distribution
-_FLOORS = (math.log(4), math.log(20))  # of error and gradient norm, however quiet they were
+_FLOORS = (math.log(2.5), math.log(20))  # of error and gradient norm, however quiet they were
 _RATE = 0.05  # of the running log error of a band, in steady state
 _SMALLEST = 1e-30
 
@@ -69,21 +69,24 @@ class Gate:
             ]
         )
         counted = usable & values.isfinite()
-        outlier = self._far(values) & counted
+        high, low = self._far(values)
+        outlier = high & counted
         self._outliers = torch.where(counted, (self._outliers + 1) * outlier, self._outliers)
         anew = self._outliers > _PATIENCE
         spike = outlier & ~anew
         self._forget(anew)
-        self._take(values, counted & ~spike)
-        self._follow(logs, band, (counted & ~spike)[0])
+        usual = counted & ~spike & ~low  # black images, say, must not make good ones outliers
+        self._take(values, usual)
+        self._follow(logs, band, usual[0])
         return spike
 
-    def _far(self, values: Tensor) -> Tensor:
-        """[2] bool: further above the median than its median deviations allow."""
+    def _far(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """[2] bool each: further above, or below, the median than its deviations allow."""
         middle = self._values.nanmedian(dim=1).values
         spread = (self._values - middle[:, None]).abs().nanmedian(dim=1).values
-        limit = middle + torch.maximum(_DEVIATIONS * spread, self._floors)
-        return (values > limit) & (self._taken >= _PRIMED)
+        reach = torch.maximum(_DEVIATIONS * spread, self._floors)
+        primed = self._taken >= _PRIMED
+        return (values > middle + reach) & primed, (values < middle - reach) & primed
 
     def _forget(self, anew: Tensor) -> None:
         """Nothing is usual any more where the flag says so, [2] bool."""

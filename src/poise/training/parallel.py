@@ -27,6 +27,7 @@ from poise.training.optim import optimizer_tensors, restore_optimizer
 
 _TOLD_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # as torchrun sets them
 _TIMEOUT = "POISE_RANK_TIMEOUT"
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 _SECONDS = 600.0  # a first update that is compiled takes minutes
 _GRACE = 3.0  # seconds in which the others say that they live, once one is missed
 _KEPT = 1024  # orders in the store: on a GPU rank 0 runs ahead of the others by a few updates
@@ -275,7 +276,9 @@ def join() -> World | None:
     patience = timedelta(seconds=seconds)
     try:
         store, rank, size = next(rendezvous("env://", timeout=patience))
-        world = World(rank, size, PrefixStore("poise", store), seconds)
+        # torchrun keeps one store over restarts, and what the lost processes said is still in it
+        store = PrefixStore(f"poise/{os.environ.get(_RESTARTS, '0')}", store)
+        world = World(rank, size, store, seconds)
         world.start()
         dist.init_process_group(
             _backend(rank, size), store=store, rank=rank, world_size=size, timeout=patience
@@ -285,14 +288,14 @@ def join() -> World | None:
             f"The processes did not come together: {str(error).partition('.')[0]}.",
             expected=f"{os.environ['WORLD_SIZE']} processes at "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
-            remedy="Start all of them, such as with torchrun --nproc-per-node 2 -m poise train.",
+            remedy="Start all of them, such as with torchrun --nproc-per-node 2 -m -- poise train.",
         ) from None
     return world
 
 
 def restarted() -> bool:
     """Whether torchrun started this training again after it had failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return int(os.environ.get(_RESTARTS, "0")) > 0
 
 
 def alone(state: TrainState, images: int) -> TrainState:

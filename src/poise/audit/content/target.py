@@ -10,7 +10,6 @@ A target is a TOML file of one of two forms::
 """
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from poise.audit.content.clusters import Features, find_clusters
 from poise.audit.content.features import describe
 from poise.audit.content.labels import class_counts
+from poise.config import parse_toml
 from poise.errors import DataError, UsageError, nearest
 
 _FORM = 'a table `[classes]` of name = share, or `examples = "folder"`'
@@ -58,7 +58,7 @@ def read(path: str | Path) -> Target:
     """
     path = Path(path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
             f"the target {path} cannot be read: {error.strerror}", expected=f"a file with {_FORM}"

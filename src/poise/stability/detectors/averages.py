@@ -13,6 +13,8 @@ from poise.training.ema import power_beta, profile_std
 
 _LOOKS = 3  # without any change of half of what should have changed
 _LONG = 6  # of a single tensor that should have changed visibly
+_SLOW = 0.35  # of the pace that the width asks for
+_FEW = 4  # tensors that show it
 _VISIBLE = 1e-5  # relative; a hundred times what float32 resolves
 
 
@@ -32,6 +34,7 @@ class Averages:
         self._changed = np.zeros(T, bool)  # since then
         self._widest: Floats = np.zeros(T)  # |w| then and now, at most
         self._kept: Floats = np.ones(P)
+        self._slow = np.zeros(P, np.int64)  # looks in a row that followed too slowly
         self._quiet = np.zeros((P, T), np.int64)  # looks in a row without the change that was due
         self._seen = self._end = -1  # images seen at the last look, by the last reading
         self._pace = Pace()
@@ -43,6 +46,7 @@ class Averages:
         if reading.images_seen - reading.batch != self._end:
             self._seen = -1  # a gap: nothing to compare with
             self._quiet[:] = 0
+            self._slow[:] = 0
         found: list[Sign] = []
         if reading.ema is not None:
             now, weights = bits(reading.ema), bits(reading.before)
@@ -74,7 +78,37 @@ class Averages:
             far: NDArray[np.bool_] = np.abs(new - self._kept[:, None] * old) > reach + slack
         if far.any():
             return self._say(reading, "ema-damaged", far, "jumped further than the weights allow")
-        return self._stillness(reading, now == self._last, share, old)
+        return self._lag(reading, new, old, share) or self._stillness(
+            reading, now == self._last, share, old
+        )
+
+    def _lag(self, reading: Reading, new: Floats, old: Floats, share: Floats) -> list[Sign]:
+        """Averages that move towards the weights, but far slower than their width says."""
+        due = np.asarray(reading.before, np.float64) - old
+        size = np.abs(old) + self._widest + 1e-12
+        seen = (share * np.abs(due) > _VISIBLE * size) & self._changed
+        with np.errstate(invalid="ignore", divide="ignore"):
+            a, b = np.where(seen, due / size, 0.0), np.where(seen, (new - old) / size, 0.0)
+            pace = (a * b).sum(axis=1) / (a * a).sum(axis=1) / share[:, 0]
+        slow = (pace < _SLOW) & (pace > 0) & (seen.sum(axis=1) >= _FEW)
+        self._slow = np.where(slow, self._slow + 1, 0)
+        if not (self._slow >= _LONG).all():
+            return []
+        names = ", ".join(self._profiles)
+        if not self._pace.due("lag", reading.step):
+            return []
+        return [
+            Sign(
+                cause="ema-too-long",
+                severity="warning",
+                images_seen=reading.images_seen,
+                since=max(self._seen, 0),
+                sentence=f"The averages {names} follow the weights at {pace.max():.0%} of the pace "
+                "that their width asks for: they look back too far.",
+                evidence={"pace": float(pace.max()), "looks": int(self._slow.min())},
+                culprit={"profiles": list(self._profiles), "averages": list(self._profiles)},
+            )
+        ]
 
     def _stillness(
         self, reading: Reading, same: NDArray[np.bool_], share: Floats, old: Floats
@@ -121,6 +155,7 @@ class Averages:
             "weights": self._weights.tolist(),
             "kept": listed(self._kept),
             "quiet": self._quiet.tolist(),
+            "slow": self._slow.tolist(),
             "seen": self._seen,
             "end": self._end,
             "pace": self._pace.state(),
@@ -132,5 +167,6 @@ class Averages:
         self._weights = np.array(state["weights"], np.uint32)
         self._kept = floats(state["kept"])
         self._quiet = np.array(state["quiet"], np.int64)
+        self._slow = np.array(state["slow"], np.int64)
         self._seen, self._end = int(state["seen"]), int(state["end"])
         self._pace.restore(state["pace"])

@@ -15,6 +15,7 @@ _UPDATES = 8  # over which a change has to last
 _PRIMED = 100  # updates before anything is judged
 _EARLY = 64  # updates before an outlier is one
 _REACH = 256  # updates over which the running mean reaches back
+_DRIFT = 128  # updates over which all gradients together are compared
 _CHANGE = math.log(30.0)
 _DEVIATIONS = 8.0
 _LONE = (math.log(100.0), 12.0)  # of a single tensor
@@ -35,6 +36,7 @@ class TensorGradients:
         self._spread: Floats = np.zeros(size)  # mean absolute deviation
         self._ring: Floats = np.zeros((_UPDATES, size))  # distance from the mean
         self._explained: Floats = np.zeros(_UPDATES)  # by the error
+        self._common: list[float] = []  # median ln |g| of the last updates
         self._count = self._taken = 0
         self._pace = Pace()
 
@@ -50,7 +52,36 @@ class TensorGradients:
             found = self._judge(reading, point, off, far)
         if reading.applied:
             self._learn(log, off, far)
-        return found
+        return found or self._drifting(reading, point, float(np.median(log)))
+
+    def _drifting(self, reading: Reading, point: Point, common: float) -> list[Sign]:
+        """All gradients together, against those of some hundred updates before."""
+        if self._count < _EARLY:
+            return []
+        self._common = [*self._common[1 - _DRIFT :], common]
+        if len(self._common) < _DRIFT // 2:
+            return []
+        late, early = self._common[-_UPDATES:], self._common[: _DRIFT // 4]
+        change = float(np.median(late) - np.median(early))
+        cause = "exploding-gradients" if change > 0 else "vanishing-gradients"
+        grew = abs(change) - max(0.0, math.copysign(1, change) * _explained(point))
+        steady = min(abs(x - float(np.median(early))) for x in late) > _CHANGE / 2
+        if grew < _CHANGE or not steady or not self._pace.due(cause, reading.step):
+            return []
+        words = "risen to" if change > 0 else "fallen to"
+        return [
+            Sign(
+                cause=cause,
+                severity="critical",
+                images_seen=reading.images_seen,
+                since=reading.images_seen - len(self._common) * reading.batch,
+                sentence=f"The gradients of all tensors together have {words} "
+                f"{math.exp(change):.2g} times what they were {len(self._common)} updates ago, "
+                "which the error does not explain.",
+                evidence={"factor": math.exp(change), "updates": len(self._common)},
+                culprit={"tensors": [], "count": len(self._names)},
+            )
+        ]
 
     def _learn(self, log: Floats, off: Floats, far: bool) -> None:
         # gradients change fast at first: those are soon forgotten, and none is an outlier
@@ -104,6 +135,8 @@ class TensorGradients:
         order = at[np.argsort(-amount[at], kind="stable")]
         culprit = named(self._names, order)
         culprit["blocks"] = list(dict.fromkeys(_block(self._names[i]) for i in at))[:12]
+        if sign < 0 and all("label" in self._names[i] for i in at.tolist()):
+            cause = "condition-ignored"  # nothing is learned of the classes any more
         factor = math.exp(float(np.median(means[where])))
         words = "fallen to" if sign < 0 else "risen to"
         return [
@@ -132,6 +165,7 @@ class TensorGradients:
             "spread": listed(self._spread),
             "ring": listed(self._ring),
             "explained": listed(self._explained),
+            "common": list(self._common),
             "count": self._count,
             "taken": self._taken,
             "pace": self._pace.state(),
@@ -141,6 +175,7 @@ class TensorGradients:
         """As `Detector.restore`."""
         self._mean, self._spread = floats(state["mean"]), floats(state["spread"])
         self._ring, self._explained = floats(state["ring"]), floats(state["explained"])
+        self._common = [float(x) for x in state["common"]]
         self._count, self._taken = int(state["count"]), int(state["taken"])
         self._pace.restore(state["pace"])
 

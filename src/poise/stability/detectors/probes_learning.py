@@ -268,7 +268,8 @@ class AverageHealth:
                 probe.images_seen,
                 int(seen[-1]) if seen else 0,
                 f"The error of the average {name} {how}; the weights themselves are healthy.",
-                {"factor": None if gap == math.inf else math.exp(gap)},
+                # a finite error can have other causes: the network may have changed under it
+                {"factor": None if gap == math.inf else math.exp(gap), "inferred": gap < math.inf},
                 {"averages": [name]},
             )
         ]

@@ -165,6 +165,7 @@ class Stale:
         size = len(facts.names)
         self._names, self._forced = facts.names, np.array(facts.forced, bool)
         self._before = np.zeros(size, np.uint32)
+        self._after = np.zeros(size, np.uint32)
         self._moments = np.zeros(size, np.uint32)
         self._had = np.zeros(size, bool)  # a gradient in the last update
         self._counted = False  # the last update was applied, at a rate that shows
@@ -172,6 +173,7 @@ class Stale:
         self._still = np.zeros(size, np.int64)
         self._pulled = np.zeros(size, np.int64)  # of these, with a gradient
         self._handled = np.zeros(size, np.int64)  # of these, with a second moment that moved
+        self._returned = np.zeros(size, np.int64)  # of these, moved by the step and put back
         self._moved = np.zeros(size, bool)  # ever
         self._told: list[int] = []
         self._ratio = 0.0  # |change| / |weights| when it was last measured
@@ -184,7 +186,7 @@ class Stale:
         before, moments = bits(reading.before), bits(reading.moments)
         if self._thread.follows(reading) and self._counted:
             self._count(before, moments, reading.used_lr)
-        self._before, self._moments = before, moments
+        self._before, self._after, self._moments = before, bits(reading.after), moments
         self._counted = reading.applied and reading.used_lr > _SLOWEST
         norms = np.asarray(reading.grad_norms)
         # below a millionth of the whole a gradient is rounding, as before a normalisation
@@ -203,6 +205,7 @@ class Stale:
         first = np.where(self._usual == 0, change, self._usual)
         self._usual = np.where(shown, 0.95 * first + 0.05 * change, self._usual)
         if not still.any():
+            self._returned[:] = 0
             self._still[:] = 0
             self._pulled[:] = 0
             self._handled[:] = 0
@@ -211,9 +214,12 @@ class Stale:
         self._moved |= ~still
         self._still = (self._still + 1) * still
         self._pulled = (self._pulled + self._had) * still
+        stepped = np.abs(floats_of(self._after) - floats_of(self._before)) / max(rate, _SLOWEST)
+        self._returned = (self._returned + (stepped > _TREMOR * self._usual)) * still
         self._handled = (self._handled + (moments != self._moments)) * still
 
     def _judge(self, reading: Reading, long: NDArray[np.bool_]) -> list[Sign]:
+        back = 2 * self._returned >= self._still
         pulled, handled = 2 * self._pulled >= self._still, 2 * self._handled >= self._still
         # rows of one weight are +-1 for ever once normalised: handled, never moved, by design
         design = ~self._moved & (~pulled | (self._forced & handled))
@@ -228,7 +234,7 @@ class Stale:
         culprit = named(self._names, stale)
         updates = int(self._still[stale].min())
         # the optimiser has moved their second moments, so it did what it could
-        most = bool(handled[stale].all())
+        most = bool((handled & ~back)[stale].all())
         why = "too small for the number format" if most else "not applied to them"
         return [
             Sign(
@@ -255,6 +261,8 @@ class Stale:
             "moments": self._moments.tolist(),
             "had": self._had.tolist(),
             "counted": self._counted,
+            "after": self._after.tolist(),
+            "returned": self._returned.tolist(),
             "usual": listed(self._usual),
             "ratio": self._ratio,
             "still": self._still.tolist(),
@@ -272,6 +280,8 @@ class Stale:
         self._moments = np.array(state["moments"], np.uint32)
         self._had, self._moved = np.array(state["had"], bool), np.array(state["moved"], bool)
         self._counted, self._told = bool(state["counted"]), list(state["told"])
+        self._after = np.array(state["after"], np.uint32)
+        self._returned = np.array(state["returned"], np.int64)
         self._usual, self._ratio = floats(state["usual"]), float(state["ratio"])
         self._still = np.array(state["still"], np.int64)
         self._pulled = np.array(state["pulled"], np.int64)
