@@ -14,6 +14,7 @@ from poise.console import Screen
 from poise.errors import Stopped, TrainingError
 from poise.journal import journal as journals
 from poise.learning.fresh import feed_from, fresh_state
+from poise.learning.learn import learn
 from poise.training.loop import steps, weights_of
 
 LOGS = ("metrics.jsonl", "validation.jsonl")
@@ -66,7 +67,9 @@ def test_a_pixel_that_is_no_number_costs_its_update(tmp_path: Path) -> None:
     applied = [bool(r.applied) for r in steps(state, spoiled, job.config, until=small.IMAGES)]
     assert applied == [i != 5 for i in range(small.UPDATES)]
     tensors, meta = small.newest(tmp_path)
-    assert all(torch.equal(w, tensors[f"denoiser/{k}"]) for k, w in weights_of(state.denoiser).items())
+    assert all(
+        torch.equal(w, tensors[f"denoiser/{k}"]) for k, w in weights_of(state.denoiser).items()
+    )
     assert meta["memory"]["guard"]["guard"]["record"]["strikes"] == [[bad, 1]]
 
 
@@ -288,10 +291,10 @@ def test_a_run_that_cannot_begin_does_not_look_killed(
     assert not (tmp_path / "alive.json").exists()
 
 
-def test_the_screen_hears_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_screen_hears_what_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     job = small.job(tmp_path, small.configured(training__images=8 * small.BATCH))
-    from poise.learning.learn import learn
-
     learn(job, Screen(), tamper=small.nan_weight(5))
     (event,) = small.events(tmp_path)
     assert event["message"] in capsys.readouterr().err

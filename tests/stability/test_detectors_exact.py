@@ -8,6 +8,7 @@ import pytest
 from detector_readings import Fault, Plan, facts_of, healthy, marked, run, serious, shaken
 
 from poise.stability.detectors.averages import Averages
+from poise.stability.detectors.growth import SteadyGrowth
 from poise.stability.detectors.inputs import InputFaults, ValueRange
 from poise.stability.detectors.moments import SecondMoment
 from poise.stability.detectors.nonfinite import NonFinite
@@ -288,11 +289,32 @@ def test_latents_on_another_scale_are_named_and_their_own_spread_is_not() -> Non
         assert signs[0].evidence["factor"] == pytest.approx(factor, rel=0.3)
 
 
-def test_waiting_for_data_is_named_and_one_long_wait_is_not() -> None:
+def test_waiting_for_data_is_named_and_one_short_wait_is_not() -> None:
     slow = only(
         run(SHORT, from_on(lambda r: replace(r, waited=0.3, seconds=0.4))), "data-starvation"
     )
     assert slow.images_seen <= (AT + 20) * 16
     detector = DataStarvation(facts_of(SHORT))
-    once = (replace(r, waited=5.0, seconds=5.1) if r.step == AT else r for r in healthy(SHORT))
+    once = (replace(r, waited=3.0, seconds=3.1) if r.step == AT else r for r in healthy(SHORT))
     assert [s for r in once for s in detector.look(r)] == []
+
+
+def test_a_batch_that_comes_very_late_is_named() -> None:
+    detector = DataStarvation(facts_of(SHORT))
+    hung = (replace(r, waited=12.0, seconds=12.1) if r.step == AT else r for r in healthy(SHORT))
+    (sign,) = [s for r in hung for s in detector.look(r)]
+    assert sign.cause == "data-starvation" and "12.0 s" in sign.sentence
+
+
+def test_weights_that_grow_by_a_steady_share_are_named_and_learning_is_not() -> None:
+    readings = list(healthy(SHORT))
+    assert [s for r in readings for s in SteadyGrowth(facts_of(SHORT)).look(r)] == []
+    grown, detector, signs = 1.0, SteadyGrowth(facts_of(SHORT)), []
+    for r in readings:
+        before = r.before * grown
+        grown *= 1.01 if r.step >= AT else 1.0
+        signs += detector.look(replace(r, before=before, after=r.after * grown))
+    (sign,) = signs
+    assert sign.cause == "weight-growth"
+    assert sign.evidence["share"] == pytest.approx(0.01, rel=0.3)
+    assert sign.images_seen <= (AT + 13) * 16

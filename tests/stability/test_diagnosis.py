@@ -27,7 +27,9 @@ HEALTHY = Examination(
     slope=1.0,
     ranked=((3, 2.0), (5, float("inf"))),
 )
-SYMPTOM = Sign("divergence", "warning", 96, 64, "It rises.", {"examine": True, "rise": 2.0}, {"a": 1})
+SYMPTOM = Sign(
+    "divergence", "warning", 96, 64, "It rises.", {"examine": True, "rise": 2.0}, {"a": 1}
+)
 
 
 def diagnosed(of: Sign = SYMPTOM, dtype: torch.dtype = torch.float32, **found: Any) -> Sign:

@@ -219,6 +219,7 @@ class Keeper:
                 self._journal.checkpoint()
                 shutil.rmtree(self.target, ignore_errors=True)
                 shutil.copytree(self._journal.job.run.root, self.target)
+                RunDir(self.target).alive.unlink(missing_ok=True)  # nobody trains the copy
 
 
 def train_base(ground: Ground) -> Witness:

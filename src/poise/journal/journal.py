@@ -85,7 +85,7 @@ class Journal:
     def __post_init__(self) -> None:
         self.meter = IntervalMeter(self.job.config.diffusion, self.job.runtime.device)
         self._marked = time.monotonic(), self.state.images_seen
-        self._failed: dict[str, int] = {}  # writes refused in a row
+        self._failed: dict[str, int] = {}  # writes of each kind refused in a row
         self._unsaid: list[Incident] = []
 
     def restore(self) -> bool:
@@ -117,10 +117,10 @@ class Journal:
                 path.unlink()
         return back
 
-    def checkpoint_before(self, since: int) -> Path | None:
-        """The newest checkpoint of at most `since` images, or the oldest; None: there is none."""
+    def checkpoints_before(self, since: int) -> list[Path]:
+        """The checkpoints of at most `since` images, newest first; without any, the oldest."""
         paths = self.job.run.checkpoint_files()
-        return max((p for p in paths if int(p.stem) <= since), default=paths[0] if paths else None)
+        return [p for p in reversed(paths) if int(p.stem) <= since] or paths[:1]
 
     def _load_newest(self, limit: float) -> int | None:
         run = self.job.run
@@ -195,7 +195,7 @@ class Journal:
         self.meter.add(record)
         cadence = self.job.config.cadence
         if self._due(record, cadence.logs):
-            self._attempt("log-failed", lambda: self._log(record))
+            self._attempt("log", lambda: self._log(record))
         looks = {
             "validation": cadence.validations,
             "grid": cadence.grids,
@@ -210,17 +210,16 @@ class Journal:
         acts = {"validation": self.validate, "grid": self.grid, "snapshot": self.snapshot}
         while self.owed:
             name = self.owed[0]
-            cause = "log-failed" if name == "validation" else "disk-full"
             if name == "checkpoint":
                 self.owed = []  # it must not find itself owed when it is read again
-                self._attempt(cause, self.checkpoint)
+                self._attempt(name, self.checkpoint)
             else:
                 self.phase = name
-                self._attempt(cause, acts[name])
+                self._attempt(name, acts[name])
                 self.owed = self.owed[1:]
             self.phase = "step"
 
-    def _attempt(self, cause: str, write: Callable[[], None]) -> None:
+    def _attempt(self, name: str, write: Callable[[], None]) -> None:
         """Write, or go on training without: what was saved before is whole, and the next is due.
 
         Raises:
@@ -228,20 +227,24 @@ class Journal:
         """
         try:
             write()
-            self._failed[cause] = 0
-            if self._unsaid:
-                for incident in self._unsaid:
-                    log_row(self.job.run, incident.row())
-                self._unsaid.clear()
+            self._failed[name] = 0
+            self._say_the_rest()
         except ArtifactError as error:
-            self._failed[cause] = self._failed.get(cause, 0) + 1
-            if self._failed[cause] > _FAILURES:
+            self._failed[name] = self._failed.get(name, 0) + 1
+            if self._failed[name] > _FAILURES:
                 raise
+            cause = "log-failed" if name in ("log", "validation") else "disk-full"
             free = shutil.disk_usage(self.job.run.root).free
             now = self.state.images_seen
             found = f"{error.found} Training goes on; it is tried again when it is due next."
-            evidence = {"free_bytes": free, "times": self._failed[cause]}
+            evidence = {"free_bytes": free, "times": self._failed[name]}
             self.incident(Incident(Sign(cause, "warning", now, now, found, evidence), "retry"))
+
+    def _say_the_rest(self) -> None:
+        """The incidents that could not be written when they came."""
+        while self._unsaid:
+            log_row(self.job.run, self._unsaid[0].row())
+            self._unsaid.pop(0)
 
     def finish(self) -> None:
         """The last of everything, where it is not there yet."""
@@ -257,6 +260,7 @@ class Journal:
             if not there:
                 self.phase = name
                 act()
+        self._say_the_rest()
         self.phase = "step"
 
     def checkpoint(self) -> None:

@@ -162,20 +162,22 @@ class Repairer:
 
     def _restore_averages(self, since: int) -> dict[str, Any]:
         """Averages from before it began, brought up to now by the weights of now."""
-        path = self.journal.checkpoint_before(since)
-        if path is None:
-            for averages in self.state.ema.profiles.values():
-                for name, weight in self.state.denoiser.named_parameters():
-                    averages[name].copy_(weight.detach())
-            return {"averages_from": None}
-        tensors, meta = load_tensors(path)
-        for std, averages in self.state.ema.profiles.items():
-            for name, average in averages.items():
-                average.copy_(tensors[f"{profile_name(std)}/{name}"])
-        now = self.state.images_seen
-        if now > meta["images_seen"]:
-            self.state.ema.update(now, now - int(meta["images_seen"]))
-        return {"averages_from": int(meta["images_seen"])}
+        for path in self.journal.checkpoints_before(since):
+            try:
+                tensors, meta = load_tensors(path)
+            except ArtifactError:
+                continue  # the next rollback or resume names it
+            for std, averages in self.state.ema.profiles.items():
+                for name, average in averages.items():
+                    average.copy_(tensors[f"{profile_name(std)}/{name}"])
+            now, then = self.state.images_seen, int(meta["images_seen"])
+            if now > then:
+                self.state.ema.update(now, now - then)
+            return {"averages_from": then}
+        for averages in self.state.ema.profiles.values():
+            for name, weight in self.state.denoiser.named_parameters():
+                averages[name].copy_(weight.detach())
+        return {"averages_from": None}
 
     def _stop(self, order: Order) -> None:
         """End on a state that is good.
@@ -183,17 +185,17 @@ class Repairer:
         Raises:
             Stopped: always.
         """
-        sign = order.sign
+        sign, root = order.sign, self.journal.job.run.root
         try:
             back = self.journal.rewind(sign.since)
+            left = f"the state at {back:,} images is good. Go on with: poise train SOURCE "
+            left += f"--run {root} --resume"
         except ArtifactError:
-            back = 0
-        root = self.journal.job.run.root
+            left = "no checkpoint is whole, so start a new run."
         error = TrainingError(
             f"The guard stopped the run: {sign.sentence}",
             expected="a run that goes on after the remedies that were tried",
-            remedy=f"`poise doctor {root}` says what happened and what to change; the state at "
-            f"{back:,} images is good. Go on with: poise train SOURCE --run {root} --resume",
+            remedy=f"`poise doctor {root}` says what happened and what to change; {left}",
         )
         raise _stopped(error, sign.cause)
 

@@ -144,6 +144,9 @@ class Guard:
         before = self.record.acted.get(cause, 0)
         self.record.acted[cause] = before + 1
         action = action_for(cause, before, self.policy)
+        blamed = sum(self.record.acted.get(cause, 0) for cause in _RATE_TO_BLAME)
+        if blamed and sign.cause in SYMPTOMS and action in ("rollback", "stop"):
+            action = "cut-rate"  # the rate was to blame before: what grows now does so for it
         if action not in ("none", "skip"):
             self.record.repairs += 1
             if self.record.repairs > self.max_repairs:
@@ -186,6 +189,7 @@ class Guard:
         self.record = Record(dict(record["acted"]), int(record["repairs"]), strikes)
 
 
+_RATE_TO_BLAME = ("lr-too-high", "divergence")
 _LASTING = 3  # updates in a row
 _COUNTED = frozenset(  # each bad update counts, since the next one may need a stronger remedy
     (
@@ -203,7 +207,8 @@ def _exact(sign: Sign) -> bool:
     """Whether it needs no second opinion: a cause, or a setting that is not what it should be."""
     if sign.evidence.get("inferred"):
         return False
-    return sign.cause not in SYMPTOMS or "setting" in sign.culprit
+    exact = "setting" in sign.culprit or sign.evidence.get("steady")
+    return sign.cause not in SYMPTOMS or bool(exact)
 
 
 def _weight(sign: Sign) -> tuple[int, int]:

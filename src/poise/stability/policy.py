@@ -18,6 +18,7 @@ Action = Literal[
     "stop",  # save what is good, say why, and end
 ]
 
+_BACK_ONCE: tuple[Action, ...] = ("rollback", "none")  # it may lie in the state, or in the plan
 _BACK_TWICE: tuple[Action, ...] = ("rollback", "rollback", "stop")
 
 LADDERS: dict[str, tuple[Action, ...]] = {  # by how often the cause came before
@@ -47,9 +48,13 @@ LADDERS: dict[str, tuple[Action, ...]] = {  # by how often the cause came before
     "stale-layer": ("rollback", "stop"),
     "ema-frozen": ("restore-ema", "rollback", "stop"),
     "ema-damaged": ("restore-ema", "rollback", "stop"),
-    "condition-ignored": ("rollback", "none"),
+    "condition-ignored": _BACK_ONCE,
+    "broken-band": _BACK_ONCE,
+    "dead-units": _BACK_ONCE,
+    "diversity-collapse": _BACK_ONCE,
+    "ema-too-long": _BACK_ONCE,
     "unrepeatable-result": ("rollback", "rollback", "stop"),
-    "precision-stagnation": ("rollback", "none"),
+    "precision-stagnation": _BACK_ONCE,
     "rank-divergence": ("rollback", "stop"),
     "out-of-memory": ("halve-micro-batch",),
 }

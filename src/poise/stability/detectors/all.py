@@ -4,6 +4,7 @@ from poise.stability.detectors.averages import Averages
 from poise.stability.detectors.detector import Detector
 from poise.stability.detectors.draws import ConstantImages, Repeats
 from poise.stability.detectors.dynamics import Dynamics
+from poise.stability.detectors.growth import SteadyGrowth
 from poise.stability.detectors.inputs import InputFaults, ValueRange
 from poise.stability.detectors.moments import SecondMoment
 from poise.stability.detectors.nonfinite import NonFinite
@@ -25,6 +26,7 @@ def step_detectors(facts: Facts) -> list[Detector]:
         Untouched(facts),
         SecondMoment(facts),
         Stale(facts),
+        SteadyGrowth(facts),
         Averages(facts),
         ConstantImages(facts),
         Repeats(facts),

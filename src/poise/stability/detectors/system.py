@@ -1,6 +1,7 @@
 """What the machine does, not the mathematics."""
 
 from collections import deque
+from statistics import median
 from typing import Any
 
 from poise.stability.detectors.detector import Pace
@@ -11,6 +12,7 @@ from poise.stability.reading import Reading
 _UPDATES = 20
 _SHARE = 0.5
 _LEAST_SECONDS = 2.0
+_HUNG_SECONDS, _HUNG = 4.0, 20.0  # of one batch, and times the usual update
 
 
 class DataStarvation:
@@ -25,6 +27,9 @@ class DataStarvation:
         self._times.append((reading.waited, reading.seconds))
         if len(self._times) < _UPDATES:
             return []
+        hung = self._hung(reading)
+        if hung:
+            return hung
         waited = sum(w for w, _ in self._times)
         if waited < _LEAST_SECONDS:
             return []
@@ -45,6 +50,23 @@ class DataStarvation:
                 sentence=f"{share:.0%} of the time goes into waiting for images: "
                 f"{waited:.1f} of {total:.1f} s in the last {_UPDATES} updates.",
                 evidence={"share": share, "waited_seconds": waited, "seconds": total},
+            )
+        ]
+
+    def _hung(self, reading: Reading) -> list[Sign]:
+        """One batch that came very late."""
+        usual = median(s for _, s in self._times)
+        late = reading.waited >= max(_HUNG_SECONDS, _HUNG * usual)
+        if not late or not self._pace.due("hung", reading.step):
+            return []
+        return [
+            Sign(
+                cause="data-starvation",
+                severity="warning",
+                images_seen=reading.images_seen,
+                since=reading.images_seen - reading.batch,
+                sentence=f"A batch came {reading.waited:.1f} s late; updates take {usual:.2g} s.",
+                evidence={"waited_seconds": reading.waited, "seconds": usual},
             )
         ]
 
