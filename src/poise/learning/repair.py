@@ -141,7 +141,10 @@ class Repairer:
         at = self.state.images_seen
         record = self.guard.record_state()
         quarantine, rate = self.quarantine.state(), self.rate.state()
+        precise = self.state.denoiser.dtype == torch.float32
         back = self.journal.rewind(min(order.sign.since for order in orders))
+        if precise:  # an earlier repair's, which the checkpoint does not know
+            self.state.denoiser.dtype = torch.float32
         self.guard.restore_record(record)
         self.quarantine.restore(quarantine)
         self.rate.restore(rate)

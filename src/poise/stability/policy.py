@@ -94,7 +94,6 @@ class Limits:
     settle: int = 2  # between a first sign and the verdict, for a more specific sign to come
     again: int = 60  # within which the same cause and culprit is the same incident
     shadow: int = 40  # after an incident in which its symptoms are not reported
-    healthy: int = 50  # without any sign before a checkpoint counts as proved
 
 
 def action_for(cause: str, before: int, policy: str) -> Action:

@@ -17,6 +17,7 @@ _WINDOW = 256  # values that make up what is usual
 _PRIMED = 64  # values after which it judges
 _PATIENCE = 16  # outliers in a row after which they are the new level
 _DEVIATIONS = 8 * 1.4826  # of the median deviation; 1.4826 makes it one of a normal distribution
+_MANY = 32  # images from which on a batch is no longer small
 _FLOORS = (math.log(2.5), math.log(20))  # of error and gradient norm, however quiet they were
 _RATE = 0.05  # of the running log error of a band, in steady state
 _SMALLEST = 1e-30
@@ -69,7 +70,9 @@ class Gate:
             ]
         )
         counted = usable & values.isfinite()
-        high, low = self._far(values)
+        # one image in few counts for more: small batches spread wider
+        few = max(1.0, math.sqrt(_MANY / len(logs)))
+        high, low = self._far(values, self._floors + math.log(few))
         outlier = high & counted
         self._outliers = torch.where(counted, (self._outliers + 1) * outlier, self._outliers)
         anew = self._outliers > _PATIENCE
@@ -80,11 +83,11 @@ class Gate:
         self._follow(logs, band, usual[0])
         return spike
 
-    def _far(self, values: Tensor) -> tuple[Tensor, Tensor]:
+    def _far(self, values: Tensor, floors: Tensor) -> tuple[Tensor, Tensor]:
         """[2] bool each: further above, or below, the median than its deviations allow."""
         middle = self._values.nanmedian(dim=1).values
         spread = (self._values - middle[:, None]).abs().nanmedian(dim=1).values
-        reach = torch.maximum(_DEVIATIONS * spread, self._floors)
+        reach = torch.maximum(_DEVIATIONS * spread, floors)
         primed = self._taken >= _PRIMED
         return (values > middle + reach) & primed, (values < middle - reach) & primed
 

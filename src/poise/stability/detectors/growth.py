@@ -1,4 +1,4 @@
-"""Weights that grow by the same share at every update, as no learning does."""
+"""Weights that all grow by the same share at every update, as no learning does."""
 
 from typing import Any
 
@@ -16,10 +16,11 @@ _NORM = 1e-3  # sums below this share of the tensor's usual one say nothing of i
 
 
 class SteadyGrowth:
-    """Names tensors whose sum grows by a steady share: `weight-growth`.
+    """Names tensors whose sums grow together by a steady share: `weight-growth`.
 
     Learning moves weights up and down; a decay of the wrong sign, or a factor in the wrong place,
-    multiplies them. The growth of the last 12 updates is many times its own deviation then.
+    multiplies them. The median growth over the tensors is then many times its own deviation over
+    the last 12 updates.
     """
 
     def __init__(self, facts: Facts) -> None:
@@ -45,12 +46,16 @@ class SteadyGrowth:
         self._taken += 1
         if self._taken < _UPDATES:
             return []
-        mean, deviation = self._ring.mean(axis=0), self._ring.std(axis=0)
-        steady = (mean > _LEAST) & (mean > _STEADY * deviation)
-        common = np.median(self._ring, axis=1)  # of most tensors together, which is less noisy
-        if common.mean() > max(_LEAST, _STEADY * float(common.std())):
-            steady |= mean > common.mean() / 2
-        if not steady.any() or not self._pace.due("growth", reading.step):
+        mean = self._ring.mean(axis=0)
+        # one tensor may well grow steadily, as Adam's first updates all point one way
+        common = np.median(self._ring, axis=1)
+        if common.mean() <= max(_LEAST, _STEADY * float(common.std())):
+            return []
+        steady = mean > common.mean() / 2
+        alike = steady & (mean < 1.5 * common.mean())
+        if 2 * alike.sum() < len(mean):  # a strong momentum moves each tensor at a pace of its own
+            return []
+        if not self._pace.due("growth", reading.step):
             return []
         culprit = named(self._names, steady)
         share = float(np.median(mean[steady]))
