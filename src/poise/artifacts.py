@@ -10,6 +10,9 @@ It knows where things lie and whether they are whole; what they mean is for thos
     checkpoints/       to resume                  scores-SPLIT.json  metrics of the samples
     snapshots/         to sample                  report.html        everything on one page
     choices.json       weights, guidance          magnitudes.jsonl   sizes of weights, activations
+    preflight.json     checks before training     alive.json         while a process trains it
+
+A checkpoint that cannot be used is kept beside the others as *.damaged.
 """
 
 import contextlib

@@ -268,7 +268,9 @@ class CadenceConfig(Section):
     """How often the run looks at itself: times over the whole run."""
 
     logs: int = Field(400, ge=1, description="Lines of metrics.jsonl.")
-    checkpoints: int = Field(50, ge=1, description="Saved states to resume from; two are kept.")
+    checkpoints: int = Field(
+        50, ge=1, description="Saved states to resume from; two or three are kept."
+    )
     validations: int | None = Field(
         None,
         ge=1,
@@ -292,7 +294,7 @@ class StabilityConfig(Section):
 
     policy: Literal["off", "warn", "repair"] = Field(
         "repair",
-        description="off: only non-finite updates are left out; warn: say; repair: act as well.",
+        description="off: only bad inputs and numbers are left out; warn: say; repair: act too.",
     )
     probe_every: int = Field(50, ge=1, description="Updates between two looks inside the network.")
     max_repairs: int = Field(

@@ -1,6 +1,7 @@
 """Detectors of what must hold exactly: each planted fault is named, with its place and its size."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -318,3 +319,20 @@ def test_weights_that_grow_by_a_steady_share_are_named_and_learning_is_not() -> 
     assert sign.cause == "weight-growth"
     assert sign.evidence["share"] == pytest.approx(0.01, rel=0.3)
     assert sign.images_seen <= (AT + 13) * 16
+
+
+def test_a_schedule_that_jumps_up_is_named_and_one_that_drops_or_warms_up_is_not() -> None:
+    def planned(factor: Callable[[int], float]) -> list[Sign]:
+        detector = LearningRate(facts_of(SHORT))
+        found = []
+        for r in healthy(SHORT):
+            k = factor(r.step)
+            rates = {"lr": r.lr * k, "schedule_lr": r.schedule_lr * k, "used_lr": r.used_lr * k}
+            found += detector.look(replace(r, **rates))
+        return found
+
+    assert planned(lambda step: 0.1 if step >= AT else 1.0) == []
+    assert planned(lambda step: min(1.0, (step + 10) / 60)) == []
+    (sign,) = planned(lambda step: 12.0 if step >= AT else 1.0)
+    assert sign.cause == "lr-too-high" and sign.evidence["leap"] == pytest.approx(12.0, rel=0.05)
+    assert sign.images_seen == AT * 16

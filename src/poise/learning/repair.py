@@ -86,7 +86,8 @@ class Repairer:
     def _here(self, order: Order) -> dict[str, Any]:
         """What can be done without going back; returns what it cost."""
         if order.action == "skip":
-            self._strike(order)
+            if self.guard.policy == "repair":
+                self._strike(order)
             return {"updates": 1, "images": self.config.training.batch}
         if order.action == "screen":
             self._screen(order)
@@ -150,8 +151,9 @@ class Repairer:
         self.rate.restore(rate)
         for order in orders:
             if order.action == "cut-rate":
-                self.rate.scale /= 2 if self.rate.warm_from is None else 4
-                self.rate.warm_from = back
+                leap = order.sign.evidence.get("leap")  # known: then it is undone, no more
+                self.rate.scale /= leap or (2 if self.rate.warm_from is None else 4)
+                self.rate.warm_from = None if leap else back
             elif order.action == "full-precision":
                 self.state.denoiser.dtype = torch.float32
             elif order.action == "screen":

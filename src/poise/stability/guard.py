@@ -207,7 +207,7 @@ def _exact(sign: Sign) -> bool:
     """Whether it needs no second opinion: a cause, or a setting that is not what it should be."""
     if sign.evidence.get("inferred"):
         return False
-    exact = "setting" in sign.culprit or sign.evidence.get("steady")
+    exact = "setting" in sign.culprit or sign.evidence.keys() & {"steady", "leap"}
     return sign.cause not in SYMPTOMS or bool(exact)
 
 

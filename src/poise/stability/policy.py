@@ -5,8 +5,7 @@ from typing import Literal
 
 Action = Literal[
     "none",  # say it; nothing else would be right
-    "skip",  # the update was left out before it changed anything
-    "quarantine",  # the images that did it are left out from now on
+    "skip",  # the update was left out before it changed anything; the second time its images too
     "screen",  # every batch is looked through for this kind of image, and those are left out
     "rollback",  # back to the newest checkpoint from before it began
     "cut-rate",  # back likewise, and on with half the learning rate, warmed up again
@@ -56,7 +55,6 @@ LADDERS: dict[str, tuple[Action, ...]] = {  # by how often the cause came before
     "unrepeatable-result": ("rollback", "rollback", "stop"),
     "precision-stagnation": _BACK_ONCE,
     "rank-divergence": ("rollback", "stop"),
-    "out-of-memory": ("halve-micro-batch",),
 }
 REWINDS: frozenset[Action] = frozenset(("rollback", "cut-rate", "rewind-data", "full-precision"))
 
@@ -104,7 +102,7 @@ def action_for(cause: str, before: int, policy: str) -> Action:
         before: how often it was acted upon in this run.
         policy: `stability.policy`.
     """
-    if policy != "repair":
-        return "none"
     ladder = LADDERS.get(cause, ("none",))
+    if policy != "repair":  # bad numbers are left out even so
+        return "skip" if ladder[0] == "skip" else "none"
     return ladder[min(before, len(ladder) - 1)]

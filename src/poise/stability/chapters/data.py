@@ -48,7 +48,7 @@ CHAPTER = (
         "A shard of empty images: black, white or grey. They are trivial to denoise, and the "
         "network forgets everything else.",
         "Named within a few updates: a fall of the loss is no progress. Such images are left "
-        "out from then on, and the run goes back if it was hurt.",
+        "out from then on, and the run goes back to before they came.",
         "Remove them; `poise audit` lists images of one colour.",
         8,
         "warning",

@@ -33,7 +33,8 @@ CHAPTER = (
         "A process of the training is gone",
         "The others wait for it.",
         "It was killed, crashed, or hangs.",
-        "After a timeout the rest stops, and the training starts again from its checkpoint.",
+        "After a timeout the rest stops; torchrun with --max-restarts starts the training again "
+        "from its checkpoint.",
         "Look at the log of that process and its machine's memory.",
         9,
         "critical",
@@ -53,8 +54,8 @@ CHAPTER = (
         "The disk is full",
         "A checkpoint could not be saved.",
         "There is no room for a new one beside the last, or the folder is read-only.",
-        "What was saved before is intact. Training goes on and saves again later; bytes needed "
-        "and free are told.",
+        "What was saved before is intact. Training goes on and saves again later; the bytes "
+        "that are free are told.",
         "Free some space, or lower cadence.snapshot_gib in the next run.",
         9,
         "critical",
@@ -64,7 +65,8 @@ CHAPTER = (
         "A log could not be written",
         "Lines are missing from a log; the training is not affected.",
         "Disk, network or permissions of the log.",
-        "That log is switched off after a few failures, and training goes on.",
+        "Training goes on and writes the next line when it is due; after 20 failures in a row "
+        "the run ends. A dashboard that fails is switched off.",
         "Check the disk or the service of the log.",
         9,
         "warning",

@@ -45,7 +45,8 @@ CHAPTER = (
         "A share of one layer's outputs is the same whatever the image.",
         "Their weights are zero, or their input is always below zero (ReLU): no gradient reaches "
         "them, so they stay dead.",
-        "The layer and the share of its dead units are told. Nothing is initialised anew.",
+        "The layer and the share of its dead units are told, and the run goes back once. Nothing "
+        "is initialised anew.",
         "Use silu (model.activation), a lower rate, or go back to an earlier checkpoint.",
         7,
         "warning",
@@ -68,7 +69,7 @@ CHAPTER = (
         "The error of one range of noise levels rises or stays near 1; the others are normal.",
         "The weight of the loss, the sampling of noise levels, or the precision fails there alone. "
         "A rate that is too high hits all bands.",
-        "The band is named. Rate and weights are left alone.",
+        "The band is named, and the run goes back once. The rate is left alone.",
         "Check diffusion.weighting, P_mean and P_std; with low noise and bf16, try fp32.",
         7,
         "warning",
@@ -88,7 +89,7 @@ CHAPTER = (
         "Updates are rounded away",
         "Gradients are healthy and the weights hardly move; the error stands still.",
         "Below a 256th of a weight, a change is lost when the weight itself is kept in bf16.",
-        "The share of weights that did not move is told. Nothing is changed.",
+        "The share of weights that did not move is told, and the run goes back once.",
         "Keep the weights in fp32 (training.precision changes the arithmetic only).",
         6,
         "warning",

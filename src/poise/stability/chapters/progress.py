@@ -65,8 +65,8 @@ CHAPTER = (
         "Many samples from different seeds are nearly the same image.",
         "The noise that starts the samples is the same, the data has few different images, or the "
         "network ignores its input.",
-        "The spread of samples is measured against that of real images and told. Nothing is "
-        "changed.",
+        "The spread of samples is measured against that of real images and told, and the run "
+        "goes back once.",
         "Check the seeds you sample with; look for duplicates with `poise audit`.",
         6,
         "warning",
@@ -98,7 +98,8 @@ CHAPTER = (
         "The averages are too long for this run",
         "Averaged weights have a higher error than the raw ones, and the gap does not close.",
         "The average still holds early training: its width does not suit the length of the run.",
-        "The gap is told; validation picks the best weights for the samples.",
+        "The gap is told, and the run goes back once; validation picks the best weights for the "
+        "samples.",
         "`poise ema sweep RUN` makes a better one without training; or lower training.ema_stds.",
         3,
         "info",

@@ -64,7 +64,8 @@ CHAPTER = (
         "Steps overshoot: each one jumps across the valley instead of down into it. Or the rate "
         "that is used is not the one that was planned.",
         "The run goes back to the last healthy checkpoint and on with half the rate, warmed "
-        "up again.",
+        "up again, and with a quarter the next time. A rate that is not the planned one is put "
+        "back, and so is a plan that jumped.",
         "Halve training.lr for the next run; `poise train` can measure a good one beforehand.",
         7,
         "critical",

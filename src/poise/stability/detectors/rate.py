@@ -11,6 +11,7 @@ from poise.stability.incident import Sign
 from poise.stability.reading import Reading
 
 _EQUAL = 1e-4  # of the logarithm: far above rounding, far below what matters
+_LEAP = 3.0  # times the planned rate of the update before
 _CERTAIN = math.log(4.0)  # a jump that needs no second look
 _JUMP = math.log(1.3)
 _SMALL = math.log(1.05)
@@ -28,6 +29,8 @@ class LearningRate:
     def __init__(self, facts: Facts) -> None:
         self.expected_scale = 1.0
         self._logs: list[float] = []  # ln(used / planned) of the last updates that were off
+        self._warmup = facts.warmup_images
+        self._planned = 0.0  # by the schedule, at the last update
         self._since = 0
         self._off = 0  # updates in a row that were off
         self._pace = Pace()
@@ -35,6 +38,9 @@ class LearningRate:
     def look(self, reading: Reading) -> list[Sign]:
         """Compare one update with its plan."""
         plan = reading.schedule_lr * self.expected_scale
+        before, self._planned = self._planned, plan
+        if before > 0 and plan >= _LEAP * before and reading.images_seen > self._warmup:
+            return [self._leap(reading, plan, before)]
         if not (plan > 0 and reading.used_lr > 0):
             return []  # a schedule that ends at 0
         off = math.log(reading.used_lr / plan)
@@ -49,6 +55,19 @@ class LearningRate:
         if kind == "drift":
             return self._drift(reading, off)
         return self._jump(reading, off) if kind == "jump" else []
+
+    def _leap(self, reading: Reading, plan: float, before: float) -> Sign:
+        """No schedule jumps up between two updates; somebody changed it."""
+        ratio = plan / before
+        return Sign(
+            cause="lr-too-high",
+            severity="critical",
+            images_seen=reading.images_seen,
+            since=reading.images_seen - reading.batch,
+            sentence=f"The planned rate jumped to {ratio:.3g} times what it was an update before: "
+            f"{plan:.3g} after {before:.3g}.",
+            evidence={"leap": ratio, "planned": plan, "before": before},
+        )
 
     def _kind(self) -> str:
         """What the last differences are; "" while it cannot be told yet."""
@@ -124,6 +143,7 @@ class LearningRate:
         """As `Detector.state`."""
         return {
             "expected_scale": self.expected_scale,
+            "planned": self._planned,
             "logs": list(self._logs),
             "since": self._since,
             "off": self._off,
@@ -133,6 +153,7 @@ class LearningRate:
     def restore(self, state: dict[str, Any]) -> None:
         """As `Detector.restore`."""
         self.expected_scale = float(state["expected_scale"])
+        self._planned = float(state["planned"])
         self._logs = [float(x) for x in state["logs"]]
         self._since, self._off = int(state["since"]), int(state["off"])
         self._pace.restore(state["pace"])
