@@ -164,6 +164,18 @@ def test_updates_too_small_to_learn_are_slow_convergence() -> None:
     assert [s.cause for s in signs] == ["slow-convergence"]
 
 
+def test_large_updates_that_learn_nothing_are_a_rate_that_is_too_high() -> None:
+    def stuck(size: float) -> list[str]:
+        detector, found = Dynamics(facts_of(PLAN)), []
+        for r in healthy(replace(PLAN, fall=1e6, updates=160)):
+            ratio = None if r.update_ratio is None else size
+            found += detector.look(replace(r, update_ratio=ratio))
+        return [sign.cause for sign in found]
+
+    assert stuck(0.06) == ["lr-too-high"]
+    assert stuck(0.004) == []  # small steps may need longer
+
+
 def test_a_standstill_is_mentioned_and_no_more() -> None:
     plan = Plan(updates=3700, tensors=2, batch=4, fall=30)
     detector = Dynamics(replace(facts_of(plan), total_images=100_000))

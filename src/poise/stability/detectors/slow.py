@@ -108,6 +108,7 @@ class Oscillation:
         self._pace.restore(state["pace"])
 
 
+_OVERSHOT, _NOTHING, _LARGE = 80, 0.95, 0.025  # updates, share of the first error, |change|/|w|
 _TINY = 1e-4  # |change| / |weights| of one update
 _BARELY = 0.9  # of the first error
 _BLOCK = 512  # updates averaged
@@ -124,6 +125,7 @@ class Progress:
         self._first: list[float] = []
         self._recent = math.nan  # running error
         self._ratios: list[float] = []
+        self._largest = 0.0
         self._updates = 0
         self._block: list[float] = [0.0, 0.0, 0.0]  # sum, sum of squares, number of ln(error)
         self._best = math.inf
@@ -141,7 +143,33 @@ class Progress:
         self._recent = reading.error if math.isnan(self._recent) else self._recent + off / 32
         if reading.update_ratio is not None and math.isfinite(reading.update_ratio):
             self._ratios = [*self._ratios[-7:], reading.update_ratio]
-        return self._slow(reading) + self._plateau(reading)
+            self._largest = max(self._largest, reading.update_ratio)
+        return self._overshot(reading) or self._slow(reading) + self._plateau(reading)
+
+    def _overshot(self, reading: Reading) -> list[Sign]:
+        """Large updates from the start, and nothing learned by them."""
+        first = min(1.0, sum(self._first) / len(self._first))
+        early = self._updates < _OVERSHOT or reading.images_seen < self._warmup
+        if early or self._recent < _NOTHING * first or self._largest < _LARGE:
+            return []
+        if not self._pace.due("overshot", reading.step):
+            return []
+        return [
+            Sign(
+                cause="lr-too-high",
+                severity="critical",
+                images_seen=reading.images_seen,
+                since=0,
+                sentence=f"After {self._updates} updates the error is still {self._recent:.3g}, "
+                f"and they changed the weights by up to {self._largest:.1%} each: too far.",
+                evidence={
+                    "error": self._recent,
+                    "first": first,
+                    "largest_update": self._largest,
+                    "lr": reading.used_lr,
+                },
+            )
+        ]
 
     def _slow(self, reading: Reading) -> list[Sign]:
         if self._updates < _TRIED or reading.images_seen < self._warmup or len(self._ratios) < 4:
@@ -211,6 +239,7 @@ class Progress:
             "first": list(self._first),
             "recent": None if math.isnan(self._recent) else self._recent,
             "ratios": list(self._ratios),
+            "largest": self._largest,
             "updates": self._updates,
             "block": list(self._block),
             "best": None if math.isinf(self._best) else self._best,
@@ -223,6 +252,7 @@ class Progress:
         self._first = [float(x) for x in state["first"]]
         self._recent = math.nan if state["recent"] is None else float(state["recent"])
         self._ratios = [float(x) for x in state["ratios"]]
+        self._largest = float(state["largest"])
         self._updates, self._since_best = int(state["updates"]), int(state["since_best"])
         self._block = [float(x) for x in state["block"]]
         self._best = math.inf if state["best"] is None else float(state["best"])
