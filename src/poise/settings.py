@@ -296,7 +296,7 @@ class StabilityConfig(Section):
         "repair",
         description="off: only bad inputs and numbers are left out; warn: say; repair: act too.",
     )
-    probe_every: int = Field(50, ge=1, description="Updates between two looks inside the network.")
+    probe_every: int = Field(100, ge=1, description="Updates between two looks inside the network.")
     max_repairs: int = Field(
         8, ge=0, description="Rollbacks and other repairs before the run stops with the reason."
     )

@@ -26,7 +26,7 @@ from poise.drill.witness import Untouched, Witness
 from poise.errors import Interrupted, TrainingError, UsageError, nearest
 from poise.pipeline import facts_of, read_data
 from poise.runtime import choose_runtime
-from poise.settings import Config
+from poise.settings import Config, StabilityConfig
 
 Runs = Sequence[Sequence[Fault]]
 
@@ -302,9 +302,10 @@ class _Work:
     def _overhead(self) -> dict[str, Any]:
         preset = self.request.preset or plan.usual_preset(self.ground.dataset.resolution)
         own = {"stability.probe_every", "cadence.logs"} & set(self.request.overrides)
-        config = self._settings(preset, updates_of_overhead(50), seed=self.request.seeds[0])
+        every = StabilityConfig().probe_every  # as a training has it, not a drill
+        config = self._settings(preset, updates_of_overhead(every), seed=self.request.seeds[0])
         if "stability.probe_every" not in own:
-            config = plan.changed(config, {"stability.probe_every": 50})
+            config = plan.changed(config, {"stability.probe_every": every})
         if config.stability.policy == "off":
             return {"share": None}
         try:

@@ -10,6 +10,7 @@ from poise.stability.incident import Sign
 from poise.stability.reading import Reading
 
 _UPDATES = 12
+_EVERY = 4  # updates between two looks
 _LEAST = 1e-3  # share by which they grow at an update
 _STEADY = 8.0  # mean growth over its deviation from update to update
 _NORM = 1e-3  # sums below this share of the tensor's usual one say nothing of its size
@@ -44,7 +45,7 @@ class SteadyGrowth:
             growth = np.where(np.abs(before) > _NORM, after / before - 1, 0.0)
         self._ring[self._taken % _UPDATES] = np.nan_to_num(growth)
         self._taken += 1
-        if self._taken < _UPDATES:
+        if self._taken < _UPDATES or self._taken % _EVERY:
             return []
         mean = self._ring.mean(axis=0)
         # one tensor may well grow steadily, as Adam's first updates all point one way
