@@ -352,5 +352,5 @@ class _Work:
     def _updates(self) -> int:
         runs = sum(map(self._length, [*self.runs, *([t] for t in self.traps)]))
         healthy = len(self._seeds()) * self.request.healthy_steps
-        overhead = 2 * updates_of_overhead(50)
+        overhead = 2 * updates_of_overhead(StabilityConfig().probe_every)
         return self.ground.base + self.ground.steps + runs + healthy + overhead
