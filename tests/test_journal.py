@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -385,3 +386,15 @@ def test_what_is_due_is_due_once(quiet: Path) -> None:
     seen = sorted({row["images_seen"] for row in read_jsonl(quiet / "validation.jsonl")})
     assert seen == [32, 64, 96, 128]
     assert [int(p.stem) for p in sorted((quiet / "samples").iterdir())] == [64, 128]
+
+
+@pytest.mark.parametrize(("quiet", "proved"), [(10**9, 950), (50, 950), (10, 940), (0, 950)])
+def test_a_checkpoint_has_proved_good_if_long_nothing_was_seen_after_it(
+    quiet: int, proved: int
+) -> None:
+    """In updates of one image: at 1,000, with the last sign so many updates ago."""
+    training = SimpleNamespace(batch=1)
+    job = SimpleNamespace(config=SimpleNamespace(training=training))
+    now = SimpleNamespace(images_seen=1000)
+    journal: Any = SimpleNamespace(job=job, state=now, quiet=lambda: quiet)
+    assert Journal._proved(journal) == proved

@@ -94,11 +94,6 @@ class Witness:
                 self._known.add(key)
                 self.events.append(Seen(row, self._update_of(int(row["images_seen"]))))
 
-    def update_after(self, images_seen: int) -> int:
-        """The first update that began at `images_seen` or later."""
-        reached = [n for end, many in self._ends.items() if end > images_seen for n in many]
-        return min(reached, default=self.updates + 1)
-
     def miss(self, updates: int, images: int) -> None:
         """Count updates that were not applied, with their images, of a run in other processes."""
         self._left_out.append(torch.tensor([updates, images]))

@@ -283,7 +283,9 @@ class Journal:
     def _proved(self) -> int:
         """Images up to which a checkpoint has proved good: nothing was seen long after it."""
         batch = self.job.config.training.batch
-        return self.state.images_seen - min(_PROOF, self.quiet()) * batch
+        quiet = self.quiet()
+        since = _PROOF if quiet >= _PROOF else quiet + _PROOF  # _PROOF updates before the last sign
+        return self.state.images_seen - since * batch
 
     def snapshot(self) -> None:
         """Save the averaged weights with all that sampling needs."""

@@ -13,7 +13,7 @@ from poise.settings import Config
 from poise.stability.guard import Guard, Order
 from poise.stability.incident import Incident, Sign
 from poise.stability.memory import halved
-from poise.stability.policy import REWINDS
+from poise.stability.policy import goes_back
 from poise.training.ema import profile_name
 from poise.training.loop import TrainState
 
@@ -69,8 +69,7 @@ class Repairer:
         Raises:
             Stopped: one of the orders was to stop.
         """
-        back = [o for o in orders if o.action in REWINDS or o.sign.cause == "constant-data"]
-        back = [o for o in back if o.action not in ("none", "stop")]
+        back = [o for o in orders if goes_back(o.sign.cause, o.action)]
         stops = [o for o in orders if o.action == "stop"]
         for order in orders:
             if order not in back and order not in stops:

@@ -94,6 +94,12 @@ class Limits:
     shadow: int = 40  # after an incident in which its symptoms are not reported
 
 
+def goes_back(cause: str, action: Action) -> bool:
+    """Whether carrying out an action returns to a checkpoint."""
+    # images of one colour were trained on before they were known; other bad ones never are
+    return action in REWINDS or (cause == "constant-data" and action == "screen")
+
+
 def action_for(cause: str, before: int, policy: str) -> Action:
     """The remedy for a cause that was met `before` times already.
 
