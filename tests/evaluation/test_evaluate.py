@@ -7,7 +7,7 @@ import pytest
 
 from poise.errors import DataError, UsageError
 from poise.evaluation.evaluate import score
-from poise.evaluation.features import Pixels, RandomConv
+from poise.evaluation.extractors.fixed import Pixels, RandomConv
 
 
 @pytest.fixture(scope="module")

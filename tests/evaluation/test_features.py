@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional
 
 from poise.errors import DataError, UsageError
-from poise.evaluation.features import Pixels, RandomConv, build_features, extract
+from poise.evaluation.extractors.fixed import Pixels, RandomConv
+from poise.evaluation.features import build_features, extract
 from poise.evaluation.fidelity import frechet_distance, kernel_distance
 
 
