@@ -10,6 +10,7 @@ It knows where things lie and whether they are whole; what they mean is for thos
     checkpoints/       to resume                  scores-SPLIT.json  metrics of the samples
     snapshots/         to sample                  report.html        everything on one page
     choices.json       weights, guidance          magnitudes.jsonl   sizes of weights, activations
+    tradeoff.json      what guidance costs        scores.jsonl       of snapshots while training
     preflight.json     checks before training     alive.json         while a process trains it
 
 A checkpoint that cannot be used is kept beside the others as *.damaged.
@@ -108,6 +109,10 @@ class RunDir:
         return self.root / "choices.json"
 
     @property
+    def tradeoff(self) -> Path:
+        return self.root / "tradeoff.json"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 
@@ -129,7 +134,7 @@ class RunDir:
         return self.root / "samples"
 
     def log(self, name: str) -> Path:
-        """`metrics`, `timing`, `validation`, `magnitudes` or `events` as a path."""
+        """`metrics`, `timing`, `validation`, `magnitudes`, `scores` or `events` as a path."""
         return self.root / f"{name}.jsonl"
 
     def scores(self, split: str) -> Path:
@@ -165,21 +170,27 @@ class RunDir:
     def truncate_logs(self, images_seen: int) -> None:
         """Cut every log and drop every later picture and snapshot: they will be written anew.
 
-        Incidents stay: they happened. Files that a killed process left half written go too.
+        Incidents and uses of the test split stay: they happened. Files that a killed process left
+        half written go too.
         """
         for pattern in (".*.part", ".tmp*"):  # the second is where the safetensors library writes
             for path in self.root.rglob(pattern):
                 path.unlink()
-        for name in ("metrics", "timing", "validation", "magnitudes", "events"):
+        for name in ("metrics", "timing", "validation", "magnitudes", "scores", "events"):
             path = self.log(name)
             if path.exists():
                 rows = read_jsonl(path)
-                kept = [r for r in rows if r["images_seen"] <= images_seen or "cause" in r]
+                kept = [r for r in rows if r["images_seen"] <= images_seen or _happened(r)]
                 text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept)
                 write_bytes(path, text.encode())
         for path in [*self.samples.glob("*.png"), *self.snapshots.glob("*.safetensors")]:
             if path.stem.isdigit() and int(path.stem) > images_seen:
                 path.unlink()
+
+
+def _happened(row: Mapping[str, Any]) -> bool:
+    """Whether an event stays true when the run goes back."""
+    return "cause" in row or row.get("kind") == "test_split"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -251,7 +262,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[
     """
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta, sort_keys=True)
-    header = {"poise": text, "format": str(FORMAT), "sha256": _digest(flat, text)}
+    header = {"poise": text, "format": str(FORMAT), "sha256": digest_of(flat, text)}
     with _replacing(path) as temporary:
         save_file(flat, temporary, metadata=header)
 
@@ -267,11 +278,11 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist.", expected="a .safetensors file of a run")
     try:
-        _check_header(path)
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        digest = _digest(tensors, header.get("poise", ""))
+        digest = digest_of(tensors, header.get("poise", ""))
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, struct.error) as error:
         raise _damaged(path, str(error)) from None  # RuntimeError: also nesting without end
     if "poise" not in header or "sha256" not in header:
@@ -293,11 +304,13 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return tensors, meta
 
 
-def _check_header(path: Path) -> None:
-    """
+def check_header(path: Path) -> None:
+    """Judge the header of a safetensors file before the library reads it.
+
     Raises:
-        ArtifactError: a file that could run code, or whose header is larger than any of ours.
-        ValueError, RecursionError: a header that is no JSON, or names a tensor twice.
+        ArtifactError: a file that could run code.
+        ValueError, RecursionError: a header that is larger than any of ours, is no JSON, or names
+            a tensor twice.
     """
     with path.open("rb") as file:
         start = file.read(8)
@@ -311,9 +324,9 @@ def _check_header(path: Path) -> None:
                 remedy="Do not load it elsewhere either, unless you trust who made it.",
             )
     if size > _HEADER_BYTES:
-        raise _damaged(path, f"its header claims {size:,} bytes, more than {_HEADER_BYTES:,}")
+        raise ValueError(f"its header claims {size:,} bytes, more than {_HEADER_BYTES:,}")
     if content.count(b'"dtype"') > _MOST_TENSORS:
-        raise _damaged(path, f"its header lists more than {_MOST_TENSORS:,} tensors")
+        raise ValueError(f"its header lists more than {_MOST_TENSORS:,} tensors")
     json.loads(content, object_pairs_hook=_once)
 
 
@@ -335,7 +348,7 @@ def _damaged(path: Path, why: str) -> ArtifactError:
 def read_meta(path: Path) -> dict[str, Any]:
     """The plain data of a file of `save_tensors`, unchecked; empty where there is none to read."""
     try:
-        _check_header(path)
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             found = json.loads((file.metadata() or {}).get("poise", "{}"))
     except (ArtifactError, SafetensorError, OSError, ValueError, RuntimeError, struct.error):
@@ -343,7 +356,8 @@ def read_meta(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
+def digest_of(tensors: Mapping[str, torch.Tensor], text: str) -> str:
+    """SHA-256 in hex over `text` and the names, types, shapes and numbers of tensors on the CPU."""
     sha = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

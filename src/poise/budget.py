@@ -23,6 +23,8 @@ from poise.training.loop import TrainState, update
 
 _CHECK_SHARE = 0.05  # of training, each for validation and for sample grids
 _SCORE_SHARE = 0.10  # of training, for the samples that are scored at the end
+_ENCODER_SHARE = 0.10  # of the images of the training, for the network that tells classes apart
+_EVALUATIONS = 8  # snapshots scored at most
 _TRAINING_COST = 3  # a training step costs three forward passes
 GRID_IMAGES = 20
 
@@ -73,14 +75,38 @@ def settle(config: Config, label_count: int) -> Config:
         "grids": config.cadence.grids
         or _between(1, calls * _CHECK_SHARE / (GRID_IMAGES * per_sample), 8),
     }
-    samples = config.evaluation.samples or _between(100, calls * _SCORE_SHARE / per_sample, 2000)
+    evaluation = {
+        "samples": config.evaluation.samples
+        or _between(100, calls * _SCORE_SHARE / per_sample, 2000),
+        **_snapshot_scores(config, calls / per_sample),
+    }
+    cadence["evaluations"] = evaluation.pop("evaluations")
     return config.model_copy(
         update={
             "cadence": config.cadence.model_copy(update=cadence),
             "validation": config.validation.model_copy(update={"images": probe}),
-            "evaluation": config.evaluation.model_copy(update={"samples": samples}),
+            "evaluation": config.evaluation.model_copy(update=evaluation),
         }
     )
+
+
+def _snapshot_scores(config: Config, samples: float) -> dict[str, int]:
+    """How many snapshots are scored, by how many samples, and what the encoder may see.
+
+    Args:
+        config: the settings.
+        samples: how many could be drawn in the time of the whole training.
+    """
+    settings = config.evaluation
+    affordable = settings.share * samples
+    each = settings.snapshot_samples or _between(100, affordable / _EVALUATIONS, 500)
+    times = config.cadence.evaluations
+    if times is None:
+        times = min(int(affordable / each), _EVALUATIONS, config.cadence.snapshots)
+    encoder = settings.encoder_images
+    if encoder is None:
+        encoder = int(_ENCODER_SHARE * config.training.images)
+    return {"evaluations": times, "snapshot_samples": each, "encoder_images": encoder}
 
 
 def snapshots_within(config: Config, parameters: int) -> int:
@@ -149,7 +175,7 @@ def afford(
     chosen: tuple[Preset, int, Speed] | None = None
     for preset in candidates:
         speed, config = fastest(preset, overrides, facts)
-        overhead = 1 + 2 * _CHECK_SHARE + _SCORE_SHARE
+        overhead = 1 + 2 * _CHECK_SHARE + _SCORE_SHARE + config.evaluation.share
         per_image = 1 / speed.training + (overhead - 1) * _TRAINING_COST / speed.forward
         images = max(config.training.batch, int(seconds / per_image))
         if chosen is not None and images < preset.worthwhile_images:

@@ -44,8 +44,8 @@ from poise.resuming import (
     refuse_used_folder,
 )
 from poise.runtime import Runtime, choose_runtime, describe_environment
-from poise.scoring import evaluate
-from poise.settings import Config
+from poise.scoring import evaluate, fitting_count
+from poise.settings import Config, EvaluationConfig
 from poise.signals import terminate_as_interrupt
 from poise.stability.files import file_incidents
 from poise.stability.preflight import preflight, seconds_for
@@ -224,8 +224,18 @@ def dry_run(job: Job, screen: Screen) -> str:
     return f"# preset {name}\n{to_toml(config)}"
 
 
-def score_again(run: RunDir, screen: Screen, *, split: str, count: int | None) -> dict[str, Any]:
+def score_again(
+    run: RunDir,
+    screen: Screen,
+    *,
+    split: str,
+    count: int | None,
+    changes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Score fresh samples of a run's newest snapshot against a split, and renew the report.
+
+    Without a count as many are drawn as there are held-out images. `changes` are settings of
+    `[evaluation]` for this time.
 
     Raises:
         UsageError: another split than val or test, or too few samples.
@@ -238,7 +248,14 @@ def score_again(run: RunDir, screen: Screen, *, split: str, count: int | None) -
             f"{count} samples are too few for any score.", expected=f"{FEWEST} or more"
         )
     prepared = reopen(run, screen)
-    scores = evaluate(prepared, screen, split_name=split, count=count)
+    evaluation = prepared.config.evaluation
+    settings = EvaluationConfig.model_validate(
+        {**evaluation.model_dump(), "encoder_images": None, **(changes or {})}
+    )
+    if count is None:
+        count = fitting_count(len(getattr(prepared.splits, split)))
+        screen.say(f"drawing {count:,} samples, which fits the {split} split")
+    scores = evaluate(prepared, screen, split_name=split, count=count, settings=settings)
     write_report(run)
     return scores
 

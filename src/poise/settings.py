@@ -281,6 +281,11 @@ class CadenceConfig(Section):
         ge=1,
         description="Sample grids at fixed seeds; unset: at most 8, within 5% of training.",
     )
+    evaluations: int | None = Field(
+        None,
+        ge=0,
+        description="Snapshots scored while training; unset: at most 8, within evaluation.share.",
+    )
     snapshots: int = Field(
         16, ge=1, description="Snapshots kept, to sample from and to make other averages of."
     )
@@ -348,11 +353,28 @@ class EvaluationConfig(Section):
     samples: int | None = Field(
         None, ge=10, description="Images drawn; unset: 100 to 2000, within 10% of training."
     )
-    features: Literal["auto", "pixels", "random_conv"] = Field(
-        "auto",
-        description="Feature space of the scores; auto: pixels up to 16x16, else random_conv.",
+    features: Literal["auto", "pixels", "random_conv", "domain", "inception", "dinov2", "clip"] = (
+        Field(
+            "auto",
+            description="Feature space of the scores; auto: pixels up to 16x16, else random_conv.",
+        )
+    )
+    feature_weights: str | None = Field(
+        None, description="Weights of inception, dinov2 or clip: a file, or Hugging Face's folder."
     )
     neighbours: int = Field(5, ge=1, description="k of precision, recall, density and coverage.")
+    share: float = Field(
+        0.05, ge=0, le=1, description="Part of training that scores of snapshots may cost; 0: none."
+    )
+    snapshot_samples: int | None = Field(
+        None, ge=10, description="Images drawn for each of these; unset: 100 to 500."
+    )
+    encoder_images: int | None = Field(
+        None,
+        ge=0,
+        description="Images seen by the network that tells classes apart and gives the domain "
+        "features; unset: within 10% of training; 0: no such network.",
+    )
 
 
 class Config(Section):

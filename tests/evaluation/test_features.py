@@ -8,7 +8,8 @@ from torch.nn import functional
 from poise.errors import DataError, UsageError
 from poise.evaluation.extractors.fixed import Pixels, RandomConv
 from poise.evaluation.features import build_features, extract
-from poise.evaluation.fidelity import frechet_distance, kernel_distance
+from poise.evaluation.fidelity import frechet_distance
+from poise.evaluation.kernels import kernel_distance
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from synthetic_scores import scores, snapshots, tradeoff
 
 from poise.artifacts import RunDir, append_jsonl, write_bytes, write_json
 from poise.config import resolve, to_toml
@@ -70,42 +71,6 @@ def audit() -> dict[str, Any]:
     }
 
 
-def scores(split: str) -> dict[str, Any]:
-    """A scores file as evaluation writes it."""
-    rows = {
-        "frechet_distance": (1.87, 0.713, "lower"),
-        "kernel_distance": (0.0041, -0.00012, "lower"),
-        "precision": (0.71, 0.804, "higher"),
-        "recall": (0.66, 0.79, "higher"),
-        "density": (0.93, 1.01, "higher"),
-        "coverage": (0.61, 0.955, "higher"),
-        "nearest_train_distance": (2.31, 2.19, "match"),
-    }
-    return {
-        "split": split,
-        "samples": 500,
-        "images_seen": 400_000,
-        "weights": "ema_0.100",
-        "sampler": {"name": "heun", "steps": 18},
-        "seed": 0,
-        "features": {"name": "pixels", "digest": "f00dfeed" * 4, "dimensions": 64},
-        "metrics": {
-            name: {"value": value, "real": real, "n": [500, 180], "better": better}
-            for name, (value, real, better) in rows.items()
-        },
-        "copying": {
-            "samples": {"median": 2.31, "q05": 1.4, "q01": 1.1},
-            "val": {"median": 2.19, "q05": 1.3, "q01": 1.0},
-            "median_ratio": 1.05,
-            "flagged": 0,
-            "flagged_indices": [],
-            "exact_duplicates": 0,
-        },
-        "warnings": ["180 reference images: scores are noisy"],
-        "seconds": 12.3,
-    }
-
-
 def build(root: Path, rows: int = 400) -> RunDir:
     """A finished run with everything in it."""
     run = RunDir(root)
@@ -121,9 +86,13 @@ def build(root: Path, rows: int = 400) -> RunDir:
         append_jsonl(run.log("events"), row)
     for i in range(1, 9):
         picture(run.samples / f"{i * 50_000:012d}.png", chance)
-    picture(run.samples / "closest.png", chance)
+    for name in ("closest", "worst", "best", "missing"):
+        picture(run.samples / f"{name}.png", chance)
     write_json(run.scores("val"), scores("val"))
     write_json(run.scores("test"), scores("test"))
+    for row in snapshots():
+        append_jsonl(run.log("scores"), row)
+    write_json(run.root / "tradeoff.json", tradeoff())
     return run
 
 

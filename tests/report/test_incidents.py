@@ -32,6 +32,11 @@ def figures_of(page: str) -> list[dict[str, Any]]:
     return [json.loads(text) for text in found]
 
 
+def bands_of(page: str) -> dict[str, Any]:
+    """The layout of the first figure over training, that of the noise levels."""
+    return next(f["layout"] for f in figures_of(page) if len(f["data"]) == 7)
+
+
 def incident(images_seen: int, severity: str, name: str, **more: Any) -> dict[str, Any]:
     """A row as the guard writes it."""
     row = {
@@ -82,7 +87,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def test_curves_are_marked_with_what_it_was(run: RunDir) -> None:
-    bands = figures_of(page_of(run))[0]["layout"]
+    bands = bands_of(page_of(run))
     assert [shape["x0"] for shape in bands["shapes"]] == [60_000, 210_000]  # not the info
     colors = [shape["line"]["color"] for shape in bands["shapes"]]
     assert colors[0] != colors[1]
@@ -93,7 +98,7 @@ def test_curves_are_marked_with_what_it_was(run: RunDir) -> None:
 
 def test_marks_in_one_place_are_one(run: RunDir) -> None:
     append_jsonl(run.log("events"), incident(209_900, "warning", "bad-batch"))
-    bands = figures_of(page_of(run))[0]["layout"]
+    bands = bands_of(page_of(run))
     assert [note["text"] for note in bands["annotations"]] == ["1", "4, 2"]
     assert "too high" in bands["annotations"][1]["hovertext"]
     assert "and 1 more" in bands["annotations"][1]["hovertext"]
@@ -102,7 +107,7 @@ def test_marks_in_one_place_are_one(run: RunDir) -> None:
 def test_many_marks_keep_their_words(run: RunDir) -> None:
     for i in range(100):
         append_jsonl(run.log("events"), incident(3_000 * i, "warning", "bad-batch"))
-    notes = figures_of(page_of(run))[0]["layout"]["annotations"]
+    notes = bands_of(page_of(run))["annotations"]
     assert 12 < len(notes) <= 40 and all(note["hovertext"] for note in notes)
     assert {note["text"] for note in notes} == {"▾"}
 

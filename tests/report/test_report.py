@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from synthetic_run import about, audit, build, edit, picture, scores
+from synthetic_run import about, audit, build, edit, picture
+from synthetic_scores import old_scores, scores, snapshots, tradeoff
 
 from poise.artifacts import RunDir, append_jsonl, write_bytes, write_json
 from poise.errors import ArtifactError
@@ -48,8 +49,11 @@ def test_numbers_of_the_folder_are_on_the_page(run: RunDir) -> None:
         "3 min 20 s",
         "400 k images seen; the run finished",
         "3 updates were not finite and were skipped (0.096 % of all)",
-        "1.87, 2.62 times the 0.713",
-        "Coverage is 0.610 where real images reach 0.955",
+        "0.741 (0.641 to 0.841), 1.04 times the 0.713",
+        "coverage is 0.945 (0.905 to 0.985) where real images reach 0.955",
+        "16 scored snapshots, 200 samples each",
+        "Copies of training images were first flagged after 350 k images seen (2).",
+        "300 samples for each point",
         "three/broken.png Truncated file.",
         "one/c.png, seven/d.png",
         "Validation error was still falling at the end",
@@ -60,9 +64,27 @@ def test_numbers_of_the_folder_are_on_the_page(run: RunDir) -> None:
         assert planted in words, planted
 
 
+def test_scores_of_an_older_version_are_shown_and_judged(run: RunDir) -> None:
+    for split in ("val", "test"):
+        write_json(run.scores(split), old_scores(split))
+    run.log("scores").unlink()
+    (run.root / "tradeoff.json").unlink()
+    words = words_of(run)
+    for planted in (
+        "1.87, 2.62 times the 0.713",
+        "coverage is 0.610 where real images reach 0.955",
+        "Precision 0.710 0.804 Share of samples that lie among real images",
+        "Caution: 180 reference images: scores are noisy.",
+        "500 against 180",
+    ):
+        assert planted in words, planted
+    assert "Scores over training" not in words and "Class by class" not in words
+
+
 def test_copying_is_judged_against_held_out_images(run: RunDir) -> None:
-    for path, split in ((run.scores("val"), "val"), (run.scores("test"), "test")):
-        edit(path, copying={"median_ratio": 0.4, "flagged": 12}, split=split)
+    for split in ("val", "test"):
+        write_json(run.scores(split), old_scores(split))
+        edit(run.scores(split), copying={"median_ratio": 0.4, "flagged": 12})
     words = words_of(run)
     assert "12 samples are nearer to a training image than chance allows" in words
     assert "0.400 times the distance of real test images: the model copies" in words
@@ -94,7 +116,17 @@ def test_everything_hostile_is_escaped(run: RunDir) -> None:
     given = scores("test")
     given["metrics"][HOSTILE] = {"value": 1.0, "real": 1.0, "n": [1, 1], "better": HOSTILE}
     given |= {"weights": HOSTILE, "warnings": [HOSTILE], "copying": {HOSTILE: HOSTILE}}
+    given |= {"guidance": {HOSTILE: HOSTILE}, "sampler": {"name": HOSTILE}, "data": HOSTILE}
+    given["features"] = dict.fromkeys(("name", "digest", "resizer", "dimensions"), HOSTILE)
+    given["metrics"]["recall"] |= {"mark": HOSTILE, "kind": HOSTILE, "protocol": {HOSTILE: HOSTILE}}
+    given["per_class"][0] |= {"name": HOSTILE, "mark": HOSTILE, "samples": HOSTILE}
+    given["classes"] |= {"names": [HOSTILE] * 10, "note": HOSTILE, "missing": [HOSTILE]}
+    given["classes"]["overfull"] = [HOSTILE]
+    given["denoising"]["curves"][HOSTILE] = given["denoising"]["curves"]["val"]
     write_json(run.scores("test"), given)
+    row = {**snapshots()[-1], "weights": HOSTILE}
+    append_jsonl(run.log("scores"), row)
+    write_json(run.root / "tradeoff.json", {**tradeoff(), "samples": HOSTILE})
     event = {"severity": "error", "kind": HOSTILE, "message": HOSTILE, HOSTILE: HOSTILE}
     append_jsonl(run.log("events"), {"images_seen": 400_000, **event})
     bands = [{"sigma": 1.0, "loss": 1.0}]
@@ -105,6 +137,9 @@ def test_everything_hostile_is_escaped(run: RunDir) -> None:
     assert page.count(html.escape(HOSTILE)) > 15
     names = [trace["name"] for figure in figures_of(page) for trace in figure["data"]]
     assert html.escape(HOSTILE) in names  # plotly itself reads HTML in names
+    assert f"{html.escape(HOSTILE)} images" in names
+    bars = [trace["x"] for f in figures_of(page) for trace in f["data"] if trace["type"] == "bar"]
+    assert bars and all(set(x) == {html.escape(HOSTILE)} for x in bars)
 
 
 def test_settings_that_are_not_known_are_shown_escaped(run: RunDir) -> None:
@@ -208,11 +243,11 @@ def test_the_page_stays_small(tmp_path: Path) -> None:
 
 def test_figures_do_not_trap_touch_and_mark_incidents(run: RunDir) -> None:
     figures = figures_of(page_of(run))
-    assert len(figures) == 12
+    assert len(figures) == 12 + 3 + 8 + 3  # of the run, of the record, snapshots, trade-off
     for figure in figures:
         assert figure["layout"]["dragmode"] is False
         assert figure["layout"]["xaxis"]["fixedrange"] and figure["layout"]["yaxis"]["fixedrange"]
-    bands = figures[0]
+    bands = next(f for f in figures if len(f["data"]) == 7)
     assert len(bands["data"]) == 7 and bands["layout"]["yaxis"]["type"] == "log"
     assert [note["text"] for note in bands["layout"]["annotations"]] == ["1", "3"]
     assert [shape["x0"] for shape in bands["layout"]["shapes"]] == [90_000, 210_000]

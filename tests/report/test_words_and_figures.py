@@ -3,8 +3,9 @@
 import math
 
 import pytest
+from synthetic_scores import scores, snapshots, tradeoff
 
-from poise.report import metrics, words
+from poise.report import metrics, scorefigures, words
 from poise.report.figures import Axis, Curve, lines, thin
 
 
@@ -69,3 +70,52 @@ def test_metrics_are_found_by_what_they_mean() -> None:
     assert metrics.find(["coverage_extra"], "frechet") is None
     assert metrics.title("frechet_distance") == "Fréchet distance"
     assert metrics.meaning("unheard_of", "lower") == "Lower is better."
+
+
+def test_every_metric_has_a_name_and_a_sentence_of_its_own() -> None:
+    record = scores()
+    names = [*record["metrics"], "denoising_psnr_test", "denoising_ssim_train"]
+    titles = [metrics.title(name) for name in names]
+    sentences = [metrics.meaning(name, "") for name in names]
+    assert len(set(titles)) == len(names) and len(set(sentences)) == len(names)
+    assert all(len(sentence) > 30 and sentence.endswith((".", "?")) for sentence in sentences)
+    assert metrics.title("class_agreement_top5") == "Class agreement top5"
+    assert metrics.meaning("kid_subset", "lower").startswith("How well the two collections")
+
+
+def test_tradeoff_joins_each_averaging_length_over_strength() -> None:
+    found = tradeoff()
+    found["rows"] = found["rows"][::-1]  # whatever the order of the rows
+    figure = scorefigures.against(found, "recall", "precision")
+    names = [trace["name"] for trace in figure["data"]]
+    assert names == ["raw weights", "EMA 0.050", "EMA 0.100", "real images"]
+    line = figure["data"][1]
+    assert line["text"] == ["1", "1.5", "2", "3"]
+    assert line["x"] == pytest.approx([0.7, 0.625, 0.55, 0.4])
+    assert figure["data"][-1]["x"] == [0.79] and figure["data"][-1]["y"] == [0.804]
+    over = scorefigures.over_strength(found, "frechet_distance")
+    assert over["data"][1]["x"] == [1.0, 1.5, 2.0, 3.0]
+    assert over["data"][-1]["y"] == [0.713, 0.713]
+
+
+def test_scores_over_training_have_the_real_level() -> None:
+    figure = scorefigures.over_training(snapshots(), "recall")
+    assert [trace["name"] for trace in figure["data"]] == [
+        "EMA 0.100",
+        "raw weights",
+        "real images",
+    ]
+    assert figure["data"][-1]["line"]["dash"] == "dash" and figure["data"][-1]["y"] == [0.79] * 2
+
+
+def test_of_many_classes_those_farthest_from_real_images_are_drawn() -> None:
+    record = scores()
+    wrong = 77
+    record["classes"] |= {
+        "names": [f"kind {i}" for i in range(100)],
+        "asked": None,
+        "predicted": [0 if i == wrong else 10 for i in range(100)],
+        "expected": [0.01] * 100,
+    }
+    figure = scorefigures.class_shares(record)
+    assert len(figure["data"][0]["x"]) == 20 and f"kind {wrong}" in figure["data"][0]["x"]

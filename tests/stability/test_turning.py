@@ -120,8 +120,8 @@ def test_a_training_probe_that_rises_too_is_another_illness() -> None:
 
 def test_samples_that_still_improve_are_worth_going_on_for() -> None:
     val = rows_of(overfitted(np.random.default_rng(4), 12, bands=range(8), rise=0.6))
-    better = [{"images_seen": (t + 1) * IMAGES, "frechet": 10.0 - t} for t in range(12)]
-    worse = [{**row, "frechet": 10.0 + t} for t, row in enumerate(better)]
+    better = [{"images_seen": (t + 1) * IMAGES, "rank": 10.0 - t} for t in range(12)]
+    worse = [{**row, "rank": 10.0 + t} for t, row in enumerate(better)]
     assert has_turned(val + better) is None
     assert has_turned(val + worse) is not None
 

@@ -31,6 +31,7 @@ from poise.sampling import (
     snapshot_model,
     weights_of_run,
 )
+from poise.scoring.tradeoff import trade_off
 
 
 class Run:
@@ -123,18 +124,45 @@ class Run:
         save_samples(Path(out), images, indices, self.label_names)
         return Path(out)
 
-    def evaluate(self, n: int | None = None, *, split: str = "val") -> dict[str, Any]:
+    def evaluate(
+        self,
+        n: int | None = None,
+        *,
+        split: str = "val",
+        features: str | None = None,
+        feature_weights: str | Path | None = None,
+    ) -> dict[str, Any]:
         """Score fresh samples against a split; the scores are also kept in the run folder.
 
         Args:
-            n: samples to draw, at least 10; None: as the run was set.
-            split: "val" or "test".
+            n: samples to draw, at least 10; None: as many as there are held-out images, 100 to
+                2,000.
+            split: "val" or "test"; every look at the test split is recorded in events.jsonl.
+            features: feature space, as for `poise.evaluate_samples`; None: as the run was set.
+            feature_weights: file or folder with the weights of a pretrained network.
 
         Raises:
             UsageError: another split, or too few samples.
             ArtifactError: a snapshot without its run, or images that changed since.
         """
-        return pipeline.score_again(self._run_dir(), self._screen, split=split, count=n)
+        changes = {"features": features, "feature_weights": feature_weights}
+        given = {k: str(v) for k, v in changes.items() if v is not None}
+        return pipeline.score_again(
+            self._run_dir(), self._screen, split=split, count=n, changes=given
+        )
+
+    def tradeoff(self, n: int = 300, steps: int | None = None) -> dict[str, Any]:
+        """Fidelity and diversity over guidance strength and length of the average.
+
+        The report shows it; the run's choice of either stays as it is.
+
+        Args:
+            n: samples of each point, at least 10.
+            steps: of the sampler; None: as the run was set.
+        """
+        found = trade_off(pipeline.reopen(self._run_dir(), self._screen), self._screen, n, steps)
+        self.report()
+        return found
 
     def average(
         self, std: float, *, at: int | None = None, out: str | Path | None = None

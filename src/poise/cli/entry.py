@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from poise.cli import data, doctor, drill, runs, tools
+from poise.cli import data, doctor, drill, runs, scores, tools
 from poise.console import inert
 from poise.errors import PoiseError, UsageError
 
@@ -18,8 +18,11 @@ app = typer.Typer(
 )
 app.command()(data.audit)
 app.command()(data.prepare)
-for _command in (runs.train, runs.sample, runs.evaluate, runs.report, runs.ema, runs.guide):
+for _command in (runs.train, runs.sample, scores.evaluate, runs.report, runs.ema, runs.guide):
     app.command()(_command)
+app.command()(scores.reference)
+app.command()(scores.compare)
+app.command()(scores.tradeoff)
 app.command()(runs.noise)
 app.command()(doctor.doctor)
 app.command()(drill.drill)

@@ -96,26 +96,6 @@ def sample(
     typer.echo(path)
 
 
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    n: Annotated[
-        int | None, typer.Option("-n", help="Samples to draw. [default: the run's]")
-    ] = None,
-    split: Annotated[str, typer.Option(help="val or test.")] = "val",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the scores there.")
-    ] = None,
-) -> None:
-    """Score fresh samples against held-out images."""
-    from poise import api
-    from poise.artifacts import write_json
-
-    scores = api.load(run, quiet=False).evaluate(n, split=split)
-    if json_file is not None:
-        write_json(json_file, scores)
-    typer.echo(_score_table(scores))
-
-
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write report.html anew from the run folder."""
     from poise import api
@@ -207,19 +187,3 @@ def _choice_table(choice: dict[str, Any]) -> str:
             f"{verdict} ({choice['took']})",
         ]
     )
-
-
-def _score_table(scores: dict[str, Any]) -> str:
-    head = f"{'metric':24}{'value':>12}{'real':>12}   better"
-    rows = [
-        f"{name:24}{m['value']:12.4g}{m['real']:12.4g}   {m['better']}"
-        for name, m in scores["metrics"].items()
-    ]
-    notes = [f"note: {warning}" for warning in scores["warnings"]]
-    about = (
-        f"{scores['samples']} samples of {scores['weights']} "
-        f"after {scores['images_seen']:,} images, "
-        f"against the {scores['split']} split, on {scores['features']['name']} features; "
-        "real: the same figure for real images in the samples' place"
-    )
-    return "\n".join([head, *rows, *notes, about])

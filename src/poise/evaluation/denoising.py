@@ -4,20 +4,23 @@ The noise of an image at a level depends on the seed and their numbers alone, so
 checkpoints are compared on the same questions and differences are paired.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
+from scipy.special import stdtr
 
-from poise.errors import UsageError
+from poise.errors import DataError, UsageError
+from poise.evaluation.estimate import Estimate
+from poise.evaluation.similarity import ms_ssim, mse, over_images, psnr, ssim
 from poise.runtime import generator_at
 
 Denoise = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 _RANGE = 2.0  # images span [-1, 1]
-_MSE_FLOOR = _RANGE**2 * 1e-10  # keeps the PSNR of a perfect image finite, at 100 dB
+_LEVEL = 0.05  # chance of any false alarm among the gaps of one curve
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class BandError:
         loss: weighted mean squared error, lambda(sigma) * mse.
         mse: mean squared error per pixel value.
         psnr: mean of the images' PSNRs in dB, data range 2, at most 100.
-        ssim: mean structural similarity, -1 to 1, data range 2.
+        ssim: mean structural similarity, -1 to 1, data range 2; of values in [-1, 1], so that it
+            is not that of the same images with black at 0.
     """
 
     sigma: float
@@ -37,6 +41,58 @@ class BandError:
     mse: float
     psnr: float
     ssim: float
+
+
+@dataclass(frozen=True)
+class Band:
+    """Figures at one noise level as in `BandError`, each with its standard error over images.
+
+    Attributes:
+        sigma: standard deviation of the noise.
+        images: how many were measured.
+        ms_ssim: multi-scale structural similarity of values in [-1, 1], 0 to 1; None for sides of
+            at most 160 pixels.
+    """
+
+    sigma: float
+    images: int
+    loss: Estimate
+    mse: Estimate
+    psnr: Estimate
+    ssim: Estimate
+    ms_ssim: Estimate | None
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How the error on held-out images compares with that on training images at one level.
+
+    Attributes:
+        sigma: standard deviation of the noise.
+        ratio: (held-out mse - training mse) / training mse. Its standard error is that of the
+            delta method for independent sets, all of it in `samples_error`. Infinite, with an
+            error of nan, where the training error is 0.
+        p: two-sided, of Welch's test that both errors are equal.
+        significant: whether p falls below 0.05 divided by the number of levels (Bonferroni).
+    """
+
+    sigma: float
+    ratio: Estimate
+    p: float
+    significant: bool
+
+
+@dataclass(frozen=True)
+class GapSummary:
+    """What a curve of gaps comes to.
+
+    Attributes:
+        significant: noise levels at which held-out images are significantly worse.
+        largest: the gap of the largest ratio; None where no ratio is known.
+    """
+
+    significant: list[float]
+    largest: Gap | None
 
 
 def noise_levels(bands: int, sigma_min: float, sigma_max: float) -> torch.Tensor:
@@ -88,20 +144,91 @@ def denoising_error(
     """
     _check(images, labels, sigmas, sigma_data)
     bands = []
-    for j, s in enumerate(sigmas.tolist()):
-        parts = []
-        for start in range(0, len(images), batch):
-            y = images[start : start + batch]
-            positions = range(start * len(sigmas) + j, len(images) * len(sigmas), len(sigmas))
-            x = y + s * _noise(seed, positions[: len(y)], y)
-            c = None if labels is None else labels[start : start + batch]
-            with torch.no_grad():
-                D = denoise(x, torch.full((len(y),), s, dtype=y.dtype, device=y.device), c)
-            parts.append(_errors(D, y))
-        mse, psnr, similarity = torch.cat(parts, 1).mean(1).tolist()
-        weight = (s**2 + sigma_data**2) / (s * sigma_data) ** 2
-        bands.append(BandError(s, weight * mse, mse, psnr, similarity))
+    for s, errors in _levels(denoise, images, labels, sigmas, seed, "validation", batch):
+        error, ratio, similarity = errors.mean(1).tolist()
+        weight = _weight(s, sigma_data)
+        bands.append(BandError(s, weight * error, error, ratio, similarity))
     return bands
+
+
+def denoising_curves(
+    denoise: Denoise,
+    splits: Mapping[str, tuple[torch.Tensor, torch.Tensor | None]],
+    sigmas: torch.Tensor,
+    *,
+    seed: int,
+    sigma_data: float,
+    batch: int = 128,
+) -> dict[str, list[Band]]:
+    """`denoising_error` of several sets of images, with standard errors over the images.
+
+    Every split has noise of its own, so that errors of different splits are independent; that of
+    "val" is the noise of `denoising_error`. Image i of a split gets the same noise every time.
+
+    Args:
+        splits: name -> (images [N, C, H, W], float in [-1, 1]; labels or None).
+
+    The other arguments are those of `denoising_error`.
+
+    Returns:
+        Split -> one `Band` per level, in the order of `sigmas`.
+
+    Raises:
+        UsageError: no images, wrong shapes, noise levels or sigma_data that are not positive.
+    """
+    curves = {}
+    for split, (images, labels) in splits.items():
+        _check(images, labels, sigmas, sigma_data)
+        stream = "validation" if split == "val" else f"denoising {split}"
+        levels = _levels(denoise, images, labels, sigmas, seed, stream, batch, multiscale=True)
+        curves[split] = [_band(s, errors, _weight(s, sigma_data)) for s, errors in levels]
+    return curves
+
+
+def generalisation_gap(curves: Mapping[str, Sequence[Band]], held_out: str = "val") -> list[Gap]:
+    """How much larger the error is on images the network has not seen, level by level.
+
+    A network that memorises shows a gap at low and middle noise levels, where it recognises its
+    training images; at high levels none can be seen.
+
+    Args:
+        curves: of `denoising_curves`, with "train" and the split `held_out`, which share no images.
+
+    Raises:
+        UsageError: a split is missing, or the splits have different levels.
+    """
+    missing = {"train", held_out} - curves.keys()
+    if missing:
+        raise UsageError(
+            f"curves without the split {' and '.join(sorted(missing))}",
+            expected=f"curves of train and {held_out}",
+        )
+    train, held = curves["train"], curves[held_out]
+    if [band.sigma for band in train] != [band.sigma for band in held]:
+        raise UsageError("curves of different noise levels", expected="the same for both splits")
+    return [_gap(t, h, _LEVEL / len(train)) for t, h in zip(train, held, strict=True)]
+
+
+def gap_summary(gaps: Sequence[Gap]) -> GapSummary:
+    """Where held-out images are significantly worse, and where most so."""
+    known = [gap for gap in gaps if not math.isnan(gap.ratio.value)]
+    return GapSummary(
+        [gap.sigma for gap in gaps if gap.significant and gap.ratio.value > 0],
+        max(known, key=lambda gap: gap.ratio.value, default=None),
+    )
+
+
+def trivial_error(sigma: float, sigma_data: float) -> float:
+    """Mean squared error of the best answer that knows no more than the spread of the data.
+
+        sigma_data^2 sigma^2 / (sigma_data^2 + sigma^2)
+
+    It scales the noisy image about the mean colour by sigma_data^2 / (sigma_data^2 + sigma^2), as
+    Wiener's filter does for white data, and errs by this much on any data; sigma^2 is the error of
+    leaving the image as it is, sigma_data^2 that of the mean colour. A network above it has learnt
+    nothing at this level. Times the weight of `denoising_error` it is 1.
+    """
+    return sigma_data**2 * sigma**2 / (sigma_data**2 + sigma**2)
 
 
 def _check(
@@ -120,72 +247,74 @@ def _check(
         )
 
 
-def _noise(seed: int, positions: range, like: torch.Tensor) -> torch.Tensor:
+def _weight(s: float, sigma_data: float) -> float:
+    return (s**2 + sigma_data**2) / (s * sigma_data) ** 2
+
+
+def _levels(
+    denoise: Denoise,
+    images: torch.Tensor,
+    labels: torch.Tensor | None,
+    sigmas: torch.Tensor,
+    seed: int,
+    stream: str,
+    batch: int,
+    multiscale: bool = False,
+) -> Iterator[tuple[float, torch.Tensor]]:
+    """Each noise level with the errors of all images, see `_errors`, [3 or 4, N]."""
+    for j, s in enumerate(sigmas.tolist()):
+        parts = []
+        for start in range(0, len(images), batch):
+            y = images[start : start + batch]
+            positions = range(start * len(sigmas) + j, len(images) * len(sigmas), len(sigmas))
+            x = y + s * _noise(seed, positions[: len(y)], y, stream)
+            c = None if labels is None else labels[start : start + batch]
+            with torch.no_grad():
+                D = denoise(x, torch.full((len(y),), s, dtype=y.dtype, device=y.device), c)
+            parts.append(_errors(D, y, multiscale))
+        yield s, torch.cat(parts, 1)
+
+
+def _noise(seed: int, positions: range, like: torch.Tensor, stream: str) -> torch.Tensor:
     """Unit normal noise shaped like the batch, one generator per image."""
     n = torch.empty(like.shape, dtype=torch.float32)
     for image, position in zip(n, positions, strict=True):
-        image.normal_(generator=generator_at(seed, position, "validation"))
+        image.normal_(generator=generator_at(seed, position, stream))
     return n.to(like.device, like.dtype)
 
 
-def _errors(D: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Per image: mean squared error, PSNR, SSIM. [3, B], float64, on the CPU."""
+def _errors(D: torch.Tensor, y: torch.Tensor, multiscale: bool) -> torch.Tensor:
+    """Per image: mean squared error, PSNR, SSIM, and on request MS-SSIM if the size allows it.
+
+    [3 or 4, B], float64, on the CPU.
+    """
     D, y = D.double(), y.double()
     clamped = D.clamp(-1, 1)
-    mse = _image_means((D - y).square())
-    psnr = 10 * torch.log10(_RANGE**2 / _image_means((clamped - y).square()).clamp(min=_MSE_FLOOR))
-    return torch.stack([mse, psnr, ssim(clamped, y, _RANGE)]).cpu()
+    rows = [mse(D, y), psnr(clamped, y, _RANGE), ssim(clamped, y, _RANGE)]
+    if multiscale:
+        with contextlib.suppress(DataError):
+            rows.append(ms_ssim(clamped, y, _RANGE))
+    return torch.stack(rows).cpu()
 
 
-def _image_means(x: torch.Tensor) -> torch.Tensor:
-    # One reduction per image: a joint one may sum in an order that depends on the batch size.
-    return torch.stack([image.mean() for image in x])
+def _band(s: float, errors: torch.Tensor, weight: float) -> Band:
+    error, ratio, similarity, *more = [over_images(values) for values in errors]
+    loss = Estimate(weight * error.value, samples_error=weight * error.samples_error)
+    n = errors.shape[1]
+    return Band(s, n, loss, error, ratio, similarity, more[0] if more else None)
 
 
-def ssim(a: torch.Tensor, b: torch.Tensor, data_range: float) -> torch.Tensor:
-    """Structural similarity of pairs of images (Wang et al. 2004), computed in float64.
-
-    Gaussian window of 11 x 11 with sigma 1.5, only where it fits (no padding), population
-    covariances, K1 = 0.01 and K2 = 0.03, mean over positions and channels. Images with a side
-    below 11 get the largest odd window that fits.
-
-    Args:
-        a, b: [B, C, H, W], sides of at least 3.
-        data_range: largest minus smallest possible value: 2 for [-1, 1], 255 for bytes.
-
-    Returns:
-        [B], float64, -1 to 1; symmetric in a and b.
-
-    Raises:
-        UsageError: different shapes, or images smaller than 3 x 3.
-    """
-    if a.shape != b.shape or a.ndim != 4 or min(a.shape[2:]) < 3:
-        raise UsageError(
-            f"SSIM of images of shapes {tuple(a.shape)} and {tuple(b.shape)}",
-            expected="one shape [B, C, H, W] with sides of at least 3",
-        )
-    side = min(a.shape[2:])
-    w = _window(min(11, side - 1 + side % 2)).to(a.device)
-    C1, C2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    # One image at a time: its bits do not depend on the batch it came in.
-    return torch.stack(
-        [_ssim(x, y, w, C1, C2) for x, y in zip(a.double(), b.double(), strict=True)]
-    )
-
-
-def _ssim(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, C1: float, C2: float) -> torch.Tensor:
-    """Mean of Wang et al.'s equation 13 over positions and channels of one pair [C, H, W]."""
-    maps = torch.stack([x, y, x * x, y * y, x * y]).flatten(0, 1)[:, None]
-    maps = functional.conv2d(functional.conv2d(maps, w[..., None]), w[:, :, None])
-    mu_x, mu_y, xx, yy, xy = maps.view(5, -1, *maps.shape[2:]).unbind()
-    mu_xx, mu_yy, mu_xy = mu_x * mu_x, mu_y * mu_y, mu_x * mu_y
-    numerator = (2 * mu_xy + C1) * (2 * (xy - mu_xy) + C2)
-    denominator = (mu_xx + mu_yy + C1) * (xx - mu_xx + yy - mu_yy + C2)
-    return torch.mean(numerator / denominator)
-
-
-def _window(size: int) -> torch.Tensor:
-    """A Gaussian of sigma 1.5 over `size` pixels that sums to 1, as a filter [1, 1, size]."""
-    i = torch.arange(size, dtype=torch.float64) - size // 2
-    g = torch.exp(-0.5 * (i / 1.5) ** 2)
-    return (g / g.sum()).view(1, 1, size)
+def _gap(train: Band, held: Band, level: float) -> Gap:
+    t, h = train.mse, held.mse
+    v_t, v_h = t.samples_error**2, h.samples_error**2
+    variance = v_t + v_h
+    p = math.nan
+    if variance > 0:  # not nan either
+        freedom = variance**2 / (v_t**2 / (train.images - 1) + v_h**2 / (held.images - 1))
+        p = 2 * float(stdtr(freedom, -abs(h.value - t.value) / math.sqrt(variance)))
+    if t.value > 0:
+        ratio = h.value / t.value
+        gap = Estimate(ratio - 1, samples_error=math.sqrt(v_h + ratio**2 * v_t) / t.value)
+    else:
+        gap = Estimate(math.inf if t.value == 0 < h.value else h.value - t.value)
+    return Gap(train.sigma, gap, p, p < level)

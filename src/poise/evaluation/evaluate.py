@@ -1,126 +1,163 @@
-"""One call from three sets of images to all scores, each beside its value for real images."""
+"""From features and images of samples and real images to a record of all scores, as plain data."""
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from poise.errors import DataError
-from poise.evaluation.coverage import precision_recall_density_coverage
+from poise.evaluation.classes import Answers
+from poise.evaluation.coverage import (
+    coverage_estimates,
+    precision_recall_density_coverage,
+    realism,
+)
+from poise.evaluation.detail import detail_estimate
 from poise.evaluation.distances import Features
-from poise.evaluation.features import FeatureExtractor, extract
-from poise.evaluation.fidelity import frechet_distance, kernel_distance
-from poise.evaluation.memorisation import copy_report
+from poise.evaluation.diversity import groups
+from poise.evaluation.estimate import CONFIDENCE, Estimate
+from poise.evaluation.fidelity import frechet_between, frechet_distance, frechet_estimate
+from poise.evaluation.kernels import kernel_distance, kernel_estimate
+from poise.evaluation.memorisation import Surroundings, copies, surroundings
+from poise.evaluation.metric import METRICS, Metric, finite, named
+from poise.evaluation.moments import Moments
+from poise.evaluation.novelty import novelty
+from poise.evaluation.panel import FEW, Side, Sides, diversity, few, fidelity, subset_of
 from poise.runtime import generator_at
 
 Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
 
 FEWEST = 10  # images below which no figure means anything
-_FEW = 100  # images below which figures are mostly chance
-_BETTER = {
-    "frechet_distance": "lower",
-    "kernel_distance": "lower",
-    "precision": "higher",
-    "recall": "higher",
-    "density": "higher",
-    "coverage": "higher",
-    "nearest_train_distance": "match",
-}
+_FEWEST_OF_CLASS = 50  # images of a class, on either side, to score it by itself
 
 
-def score(
-    samples: Images,
-    reference: Images,
-    train: Images,
+@dataclass(frozen=True)
+class Judged:
+    """What an evaluation found.
+
+    Attributes:
+        record: plain data; everything that is shown or kept.
+        realism: of each sample [M]: how well it lies within the real images.
+        missed: indices of reference images of kinds that the samples miss, for people to look at.
+    """
+
+    record: dict[str, Any]
+    realism: NDArray[np.float64]
+    missed: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """All that an evaluation compares.
+
+    Attributes:
+        samples: what a model made.
+        reference: real images; held out if `train` is there.
+        train: what the model was trained on; None: not known, the reference is searched for copies.
+        mirrored: features of the searched images mirrored; None: mirrored copies are not sought.
+        labels: the class asked of each sample; None: not known.
+        reference_labels, train_labels: classes of real images; None: there are none.
+        names: of the classes.
+    """
+
+    samples: Side
+    reference: Side
+    train: Side | None = None
+    mirrored: Features | None = None
+    labels: Labels | None = None
+    reference_labels: Labels | None = None
+    train_labels: Labels | None = None
+    names: tuple[str, ...] = ()
+
+    def sides(self) -> Sides:
+        """With real images in the samples' place: training images, else a half of the reference."""
+        M, N = len(self.samples), len(self.reference)
+        if self.train is not None:
+            stand_in = self.train.take(subset_of(len(self.train), M))
+            return Sides(self.samples, self.reference, stand_in, self.reference)
+        order = torch.randperm(N, generator=generator_at(0, N, "halves")).numpy()
+        size = min(M, N // 2)
+        one, other = np.sort(order[:size]), np.sort(order[size:])
+        return Sides(
+            self.samples, self.reference, self.reference.take(one), self.reference.take(other)
+        )
+
+
+def evaluate_all(
+    compared: Compared,
     *,
-    extractor: FeatureExtractor,
-    k: int = 5,
-    flips: bool = False,
-) -> dict[str, Any]:
-    """All scores of samples against held-out images, and of real images in the same role.
-
-    "real" is what a perfect model would get at these sizes: training images, as many as there
-    are samples, chosen by a fixed seed, take the samples' place; for nearest_train_distance, the
-    reference images do. A score is good when it is near its "real" value, not when it is 0 or 1.
+    k: int,
+    answers: Answers | None,
+    features: Mapping[str, Any],
+    protocol: Mapping[str, Any],
+) -> Judged:
+    """Every metric that these sets allow.
 
     Args:
-        samples: generated images, uint8 [M, C, H, W].
-        reference: real images the model has not seen (validation or test), uint8 [N, C, H, W].
-        train: the images it was trained on, uint8 [T, C, H, W].
-        extractor: the feature space.
+        compared: features, and images where they are known.
         k: neighbours of precision, recall, density and coverage.
-        flips: also search mirrored training images for copies; for models trained with flips.
-
-    Returns:
-        metrics: name -> {value, real, n: [M, N], better: "lower" | "higher" | "match"}.
-        copying: see `memorisation.copy_report`; flagged_train_indices count training images,
-            mirrored or not.
-        features: {name, digest, dimensions}.
-        warnings: sentences about what weakens the figures.
-        Everything is finite and JSON.
+        answers: what a network with classes says of the images; None: there is none.
+        features: name, digest, resizer, dimensions; for the record.
+        protocol: what each metric must carry.
 
     Raises:
-        DataError: fewer than 10 images in a set, or sets of different sizes or channels.
         UsageError: k not below the number of images of each set.
     """
-    _check(sample=samples, reference=reference, training=train)
-    chosen = _subset(len(train), len(samples))
-    f, f_ref, f_train = (extract(extractor, images) for images in (samples, reference, train))
-    values = compare(f, f_ref, k)
-    real = compare(f_train[chosen], f_ref, k)
-    if flips:
-        mirrored = extract(extractor, np.ascontiguousarray(train[..., ::-1]))
-        f_train = np.concatenate([f_train, mirrored])
-    copying = copy_report(f_train, f_ref, f)
-    copying["flagged_train_indices"] = [i % len(train) for i in copying["flagged_train_indices"]]
-    for pair in copying["closest"]:
-        pair["train"] %= len(train)
-    values["nearest_train_distance"] = copying["samples"]["median"]
-    real["nearest_train_distance"] = copying["val"]["median"]
-    n = [len(samples), len(reference)]
-    D = f.shape[1]
-    return {
-        "metrics": {
-            name: {"value": values[name], "real": real[name], "n": n, "better": better}
-            for name, better in _BETTER.items()
+    sides = compared.sides()
+    samples, reference = sides.samples.features, sides.reference.features
+    near = _surroundings(compared)
+    copying = _copying(near)
+    kinds = groups(reference, samples)
+    found = {**fidelity(sides, k), **diversity(sides, kinds), **_novelty(compared, near, copying)}
+    if answers is not None:
+        found |= answers.metrics(sides.n)
+    record = {
+        "features": dict(features),
+        "metrics": {name: found[name].to_json(protocol) for name in METRICS if name in found},
+        "per_class": per_class(compared, k),
+        "classes": None if answers is None else answers.to_json(),
+        "groups": {
+            "reference": kinds.reference.tolist(),
+            "samples": kinds.samples.tolist(),
+            "under": np.flatnonzero(kinds.under).tolist(),
+            "over": np.flatnonzero(kinds.over).tolist(),
         },
         "copying": copying,
-        "features": {"name": extractor.name, "digest": extractor.digest, "dimensions": D},
-        "warnings": _warnings(n[0], n[1], len(train), D, copying),
+        "warnings": _warnings(compared, copying),
     }
+    return Judged(record, realism(reference, samples), kinds.nearest[kinds.under])
 
 
-def _check(**sets: Images) -> None:
-    shape = None
-    for name, images in sets.items():
-        if images.ndim != 4 or images.dtype != np.uint8:
-            raise DataError(
-                f"{name} images of shape {images.shape} and type {images.dtype}",
-                expected="uint8 [N, C, H, W]",
-            )
-        if len(images) < FEWEST:
-            raise DataError(
-                f"{len(images)} {name} images",
-                expected=f"at least {FEWEST}, better {_FEW} and more",
-                remedy=f"provide more {name} images",
-            )
-        if shape not in (None, images.shape[1:]):
-            raise DataError(
-                f"{name} images of shape {images.shape[1:]} beside samples of shape {shape}",
-                expected="one number of channels, height and width for all sets",
-                remedy="compare with the dataset that the model was trained on",
-            )
-        shape = images.shape[1:]
+def moments_alone(
+    f: Features, moments: Moments, features: Mapping[str, Any], protocol: Mapping[str, Any]
+) -> Judged:
+    """The Fréchet distance of samples [M, D] to moments that some tool has kept of real images.
 
-
-def _subset(n: int, size: int) -> NDArray[np.int64]:
-    """`size` different indices below n (all n if fewer), ascending, always the same ones."""
-    order = torch.randperm(n, generator=generator_at(0, size, "evaluation"))
-    return order[:size].sort().values.numpy()
+    Nothing else can be had from moments: no real value, no interval, no copies.
+    """
+    n = (len(f), moments.count or 0)
+    mark = "Only moments of the real images are known: no value of real images stands beside it."
+    value = frechet_between(Moments.of(f), moments)
+    record = {
+        "features": dict(features),
+        "metrics": {
+            "frechet_distance": named("frechet_distance", value, None, n, mark).to_json(protocol)
+        },
+        "per_class": None,
+        "classes": None,
+        "groups": None,
+        "copying": {},
+        "warnings": [mark],
+    }
+    return Judged(record, np.full(len(f), np.nan), np.zeros(0, np.int64))
 
 
 def compare(f: Features, f_ref: Features, k: int) -> dict[str, float]:
+    """The few metrics that choices are made by: samples [M, D] against real images [N, D]."""
     return {
         "frechet_distance": frechet_distance(f, f_ref),
         "kernel_distance": kernel_distance(f, f_ref),
@@ -128,21 +165,170 @@ def compare(f: Features, f_ref: Features, k: int) -> dict[str, float]:
     }
 
 
-def _warnings(M: int, N: int, T: int, D: int, copying: dict[str, Any]) -> list[str]:
-    """Plain sentences on M samples, N reference and T training images in D dimensions."""
+def few_metrics(
+    samples: Side, reference: Side, train: Features, *, k: int, views: int = 1
+) -> dict[str, Any]:
+    """What is followed while a run trains: quick metrics, their errors, real values, copies.
+
+    Args:
+        samples, reference: with their images.
+        train: features of what is searched for copies, [views * N, D].
+        k: neighbours of precision, recall, density and coverage.
+        views: 2 where the mirrored images follow the images in `train`.
+
+    Returns:
+        values, errors (standard errors), real: name -> number; copies: samples that the test flags.
+    """
+    near = surroundings(train, reference.features, samples.features, views)
+    stand_in = train[subset_of(near.images, len(samples))]
+    f, f_ref = samples.features, reference.features
+    found = {
+        "frechet_distance": frechet_estimate(f, f_ref),
+        "kernel_distance": kernel_estimate(f, f_ref),
+        **coverage_estimates(f_ref, f, k),
+    }
+    if samples.images is not None and reference.images is not None:
+        found["fine_detail"] = detail_estimate(samples.images, reference.images)
+    distance = float(np.median(near.samples.distances[:, 0]))
+    real = compare(stand_in, f_ref, k) | {
+        "fine_detail": 1.0,
+        "nearest_train_distance": float(np.median(near.real.distances[:, 0])),
+    }
+    values = {name: finite(e.value) for name, e in found.items()}
+    return {
+        "values": values | {"nearest_train_distance": distance},
+        "errors": {name: finite(e.samples_error) for name, e in found.items()},
+        "real": real,
+        "copies": copies(near)["flagged"],
+    }
+
+
+def _surroundings(compared: Compared) -> Surroundings:
+    searched = compared.reference if compared.train is None else compared.train
+    views = [searched.features] + ([] if compared.mirrored is None else [compared.mirrored])
+    return surroundings(
+        np.concatenate(views) if len(views) > 1 else searched.features,
+        None if compared.train is None else compared.reference.features,
+        compared.samples.features,
+        len(views),
+    )
+
+
+def _copying(near: Surroundings) -> dict[str, Any]:
+    """The copy test; training rows count images, mirrored or not."""
+    copying = copies(near)
+    rows = copying["flagged_train_indices"]
+    copying["flagged_train_indices"] = [i % near.images for i in rows]
+    for pair in copying["closest"]:
+        pair["train"] %= near.images
+    return copying
+
+
+def _novelty(
+    compared: Compared, near: Surroundings, copying: Mapping[str, Any]
+) -> dict[str, Metric]:
+    """All metrics of copying, with the reasons to doubt them."""
+    val = None if compared.train is None else compared.reference.features
+    train = (compared.reference if compared.train is None else compared.train).features
+    n = (len(compared.samples), near.images)
+    distances = near.samples.distances[:, 0]
+    spread = 1.2533 * float(distances.std()) / math.sqrt(len(distances))  # of a normal's median
+    weak = ""
+    if copying["detectable_from"] > max(n[0] / 10, 1):
+        weak = f"Fewer than {copying['detectable_from']} copies cannot be found at these counts."
+    share = copying["share"]
+    error = (copying["share_high"] - copying["share_low"]) / (2 * CONFIDENCE)
+    own = {
+        "calibrated_by": copying["calibration"],
+        "false_discovery_rate": copying["q"],
+        "mirrored": compared.mirrored is not None,
+    }
+    found = {
+        "nearest_train_distance": named(
+            "nearest_train_distance",
+            Estimate(copying["samples"]["median"], spread),
+            copying["val"]["median"],
+            n,
+            few((n[0], near.images)),
+        ),
+        "copies": named("copies", Estimate(share, error), 0.0, n, weak, **own),
+    }
+    for name, (estimate, real) in novelty(near, train, val, compared.samples.features).items():
+        mark = few((n[0], n[1] if val is None else len(val)))
+        if math.isnan(estimate.value):
+            mark = "Too few images for this figure."
+        found[name] = named(name, estimate, real, n, mark)
+    return found
+
+
+def per_class(compared: Compared, k: int) -> list[dict[str, Any]] | None:
+    """Distances and shares of each class by itself; None where classes are not known."""
+    labels, real_labels = compared.labels, compared.reference_labels
+    if labels is None or real_labels is None:
+        return None
+    rows = []
+    for number, name in enumerate(compared.names):
+        own, real = np.flatnonzero(labels == number), np.flatnonzero(real_labels == number)
+        row: dict[str, Any] = {
+            "name": name,
+            "samples": len(own),
+            "reference": len(real),
+            "metrics": {},
+            "mark": "",
+        }
+        if min(len(own), len(real)) < max(_FEWEST_OF_CLASS, k + 1):
+            row["mark"] = f"Fewer than {max(_FEWEST_OF_CLASS, k + 1)} samples or real images."
+        else:
+            f, f_ref = compared.samples.features[own], compared.reference.features[real]
+            estimates = {
+                "kernel_distance": kernel_estimate(f, f_ref),
+                **coverage_estimates(f_ref, f, k),
+            }
+            stand_in = _class_stand_in(compared, number, len(own))
+            known = None if stand_in is None else compare(stand_in, f_ref, k)
+            for metric, estimate in estimates.items():
+                low, high = estimate.interval()
+                row["metrics"][metric] = {
+                    "value": finite(estimate.value),
+                    "real": None if known is None else finite(known[metric]),
+                    "low": finite(low),
+                    "high": finite(high),
+                }
+        rows.append(row)
+    return rows
+
+
+def _class_stand_in(compared: Compared, number: int, size: int) -> Features | None:
+    """Training images of a class in its samples' place; None where there are too few."""
+    if compared.train is None or compared.train_labels is None:
+        return None
+    rows = np.flatnonzero(compared.train_labels == number)
+    if len(rows) < _FEWEST_OF_CLASS:
+        return None
+    return compared.train.features[rows[subset_of(len(rows), size)]]
+
+
+def _warnings(compared: Compared, copying: Mapping[str, Any]) -> list[str]:
+    """Plain sentences about what weakens the figures as a whole."""
+    M, N, D = len(compared.samples), *compared.reference.features.shape
     found = []
     for count, name in ((M, "samples"), (N, "reference images")):
-        if count < _FEW:
-            found.append(f"Only {count} {name}: below {_FEW}, every score is mostly chance.")
+        if count < FEW:
+            found.append(f"Only {count} {name}: below {FEW}, every score is mostly chance.")
         if count <= D:
             found.append(
                 f"{count} {name} for {D} feature dimensions: the Fréchet distance is far too high; "
                 "compare it with its real value only, or rely on the kernel distance."
             )
-    if T < M:
+    if compared.train is None:
         found.append(
-            f"Only {T} training images for {M} samples: the real values come from fewer images "
-            "than the scores."
+            "No training images are known: copies are looked for among the reference images, and "
+            "real values come from one half of them against the other."
+        )
+    elif len(compared.train) < M:
+        found.append(
+            f"Only {len(compared.train)} training images for {M} samples: the real values come "
+            "from fewer images than the scores."
         )
     if copying["median_ratio"] is None:
         found.append(

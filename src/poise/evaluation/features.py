@@ -4,8 +4,9 @@ Scores in different feature spaces are not comparable, so each extractor carries
 that belong beside every score.
 """
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,31 +22,33 @@ class FeatureExtractor(Protocol):
     Attributes:
         name: what the scores are labelled with.
         digest: short hash of everything that decides the features.
+        resizer: how images are brought to the network's size; "none" where it takes any.
     """
 
     name: str
     digest: str
+    resizer: str
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, C, H, W] -> float32 or float64 [B, D], on the images' device."""
         ...
 
 
-def build_features(
-    name: Literal["auto", "pixels", "random_conv"], resolution: int
-) -> FeatureExtractor:
-    """The extractor called `name`; auto is pixels up to `resolution` 16 and random_conv above.
+FEATURES = ("pixels", "random_conv", "domain", "inception", "dinov2", "clip")
+_SMALL = 16  # pixels of a side up to which the pixels themselves are the features
+
+
+def features_named(name: str, resolution: int) -> str:
+    """The feature space that `name` stands for; auto is pixels up to 16x16 and random_conv above.
 
     Raises:
         UsageError: an unknown name.
     """
     if name == "auto":
-        name = "pixels" if resolution <= 16 else "random_conv"
-    if name == "pixels":
-        return Pixels()
-    if name == "random_conv":
-        return RandomConv()
-    known = ("auto", "pixels", "random_conv")
+        return "pixels" if resolution <= _SMALL else "random_conv"
+    if name in FEATURES:
+        return name
+    known = ("auto", *FEATURES)
     raise UsageError(
         f"unknown features {name!r}",
         expected=f"one of {', '.join(known)}",
@@ -53,8 +56,40 @@ def build_features(
     )
 
 
+def build_features(name: str, resolution: int, weights: Path | None = None) -> FeatureExtractor:
+    """The extractor called `name` that needs no training images.
+
+    Args:
+        name: auto, pixels, random_conv, inception, dinov2 or clip.
+        resolution: side of the images, which decides what auto is.
+        weights: a file, or a folder of Hugging Face's, with the weights of a pretrained network;
+            None: this user's caches, else a download.
+
+    Raises:
+        UsageError: an unknown name, or domain, which must be trained first.
+        PoiseError: no weights are to be had, or they are not of this network.
+    """
+    name = features_named(name, resolution)
+    if name == "pixels":
+        return Pixels()
+    if name == "random_conv":
+        return RandomConv()
+    if name == "domain":
+        raise UsageError(
+            "The features 'domain' are trained on a data set first.",
+            expected="an evaluation with training images",
+        )
+    from poise.evaluation.extractors.pretrained import pretrained
+
+    return pretrained(name, weights)
+
+
 def extract(
-    extractor: FeatureExtractor, images: NDArray[np.uint8] | torch.Tensor, batch: int = 256
+    extractor: FeatureExtractor,
+    images: NDArray[np.uint8] | torch.Tensor,
+    batch: int = 256,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float64]:
     """Features of all images.
 
@@ -62,6 +97,7 @@ def extract(
         extractor: the feature space.
         images: uint8 [N, C, H, W]; a tensor is processed on its own device.
         batch: images per call; changes speed and memory, and features by float32 rounding only.
+        progress: called with images done and their number.
 
     Returns:
         float64 [N, D].
@@ -82,6 +118,8 @@ def extract(
             f = extractor(x).to("cpu", torch.float64).numpy()
             _refuse_non_finite(f, extractor.name, start)
             parts.append(f)
+            if progress is not None:
+                progress(min(start + batch, len(images)), len(images))
     return np.concatenate(parts)
 
 

@@ -1,7 +1,8 @@
 """Checkpoint files of PyTorch and of pickled networks, as data and numbers.
 
-Two containers are known: a plain pickle that carries each tensor's numbers inside, and the zip of
-`torch.save` that carries them beside its pickle. Neither is unpickled: see `pickles`.
+Three containers are known: a plain pickle that carries each tensor's numbers inside, the zip of
+`torch.save` that carries them beside its pickle, and what `torch.save` wrote before 2020, with the
+numbers behind several pickles. None is unpickled: see `pickles`.
 """
 
 import io
@@ -9,7 +10,7 @@ import math
 import mmap
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -44,6 +45,7 @@ _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _BLOB = "torch.storage._load_from_bytes"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of PyTorch's format before the zip
+_BEFORE_THE_ZIP = b"\x80\x02\x8a\x0a" + _MAGIC.to_bytes(10, "little") + b"."  # how it starts
 _LARGEST_PICKLE = 16 * 2**30  # bytes; the largest published network has 3 GB
 _DEEPEST, _MOST_MODULES = 16, 10_000  # modules within modules, and all of them
 _ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, EOFError)
@@ -52,16 +54,15 @@ _ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, EOFError)
 class CheckpointFile:
     """An open file: its data, and the numbers of the tensors in it."""
 
-    def __init__(self, path: Path, root: Any, archive: zipfile.ZipFile | None, folder: str) -> None:
+    def __init__(self, path: Path, root: Any, beside: Callable[[str], bytes] | None = None) -> None:
         """
         Args:
             path: the file, for its size and for errors.
             root: what `read_pickle` gave.
-            archive: the zip that has the numbers beside the pickle, if it has.
-            folder: where they lie in it.
+            beside: gives the numbers that lie beside the pickle by their key, or raises KeyError
+                or an error of the zip; None where all lie inside.
         """
-        self.path, self.root = path, root
-        self._archive, self._folder = archive, folder
+        self.path, self.root, self._beside = path, root, beside
         self._left = path.stat().st_size  # bytes that tensors may still have
         self._modules_left = _MOST_MODULES
 
@@ -130,48 +131,24 @@ class CheckpointFile:
             if type(blob) is not bytes:
                 raise self._broken("a tensor has no numbers")
             return self._storage_of_blob(blob)
-        dtype, key, count = self._pointed(value)
-        if self._archive is None or not re.fullmatch(r"[0-9]{1,18}", key):
+        dtype, key, count = _pointed(value, self.path)
+        if self._beside is None or not re.fullmatch(r"[0-9]{1,18}", key):
             raise self._broken(f"there are no numbers {key[:50]!r}")
         try:
-            raw = self._archive.read(f"{self._folder}data/{key}")
+            raw = self._beside(key)
         except (KeyError, *_ZIP_ERRORS) as error:
             raise self._broken(str(error)) from None
         return self._numbers(raw, dtype, count)
 
     def _storage_of_blob(self, blob: bytes) -> Tensor:
-        """Numbers in the format PyTorch had before the zip: five pickles, a count, raw bytes."""
-        file, source = io.BytesIO(blob), f"{self.path} (inside of a tensor)"
-        magic, protocol, system = (read_pickle(file, source) for _ in range(3))
-        if (magic, protocol) != (_MAGIC, _PROTOCOL) or type(system) is not dict:
-            raise self._broken("a tensor's numbers are in a format that PyTorch does not write")
-        if system.get("little_endian") is not True:
-            raise self._broken("its numbers are big-endian")
-        dtype, key, count = self._pointed(read_pickle(file, source, persistent=True))
-        keys = read_pickle(file, source)
+        """Numbers in the format before the zip, of one tensor alone."""
+        file = io.BytesIO(blob)
+        value, keys = _read_before_the_zip(file, self.path, f"{self.path} (inside of a tensor)")
+        dtype, key, count = _pointed(value, self.path)
         stored = int.from_bytes(file.read(8), "little")
-        if type(keys) is not list or len(keys) != 1 or keys[0] != key or stored != count:
+        if keys != [key] or stored != count:
             raise self._broken("a tensor's numbers are not what it says")
         return self._numbers(file.read(), dtype, count)
-
-    def _pointed(self, value: Any) -> tuple[torch.dtype, str, int]:
-        """Type, key and count of numbers that a pickle points to."""
-        pointer = value.args[0] if type(value) is Made and value.name == POINTER else None
-        if (
-            type(pointer) is not tuple
-            or len(pointer) not in (5, 6)
-            or pointer[5:]
-            not in (
-                (),
-                (None,),
-            )
-        ):
-            raise self._broken("a tensor has no numbers")
-        kind, storage, key, _, count = pointer[:5]
-        dtype = _DTYPES.get(storage.name) if type(storage) is Name else None
-        if kind != "storage" or dtype is None or type(key) is not str or not _is_counts((count,)):
-            raise self._broken("a tensor's numbers have no type")
-        return dtype, key, count
 
     def _numbers(self, raw: bytes, dtype: torch.dtype, count: int) -> Tensor:
         if len(raw) != count * dtype.itemsize:
@@ -203,8 +180,8 @@ def open_checkpoint(path: Path) -> Iterator[CheckpointFile]:
 
 def _open(path: Path, stack: ExitStack) -> CheckpointFile:
     file = stack.enter_context(path.open("rb"))
-    start = file.read(4)
-    if start == b"PK\x03\x04":
+    start = file.read(len(_BEFORE_THE_ZIP))
+    if start.startswith(b"PK\x03\x04"):
         return _open_zip(path, stack.enter_context(zipfile.ZipFile(file)))
     size = path.stat().st_size
     if not 0 < size <= _LARGEST_PICKLE:
@@ -212,8 +189,10 @@ def _open(path: Path, stack: ExitStack) -> CheckpointFile:
             f"{path} has {size:,} bytes.",
             expected="a network snapshot (.pkl) or a training state (.pt)",
         )
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return CheckpointFile(path, read_pickle(cast(IO[bytes], content), str(path)), None, "")
+    content = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    if start == _BEFORE_THE_ZIP:
+        return _open_before_the_zip(path, content)
+    return CheckpointFile(path, read_pickle(cast(IO[bytes], content), str(path)))
 
 
 def _open_zip(path: Path, archive: zipfile.ZipFile) -> CheckpointFile:
@@ -233,7 +212,72 @@ def _open_zip(path: Path, archive: zipfile.ZipFile) -> CheckpointFile:
         raise _damaged(path, "its numbers are big-endian")
     pickled = io.BytesIO(archive.read(found[0]))
     root = read_pickle(pickled, f"{path} (data.pkl)", persistent=True)
-    return CheckpointFile(path, root, archive, folder)
+    return CheckpointFile(path, root, lambda key: archive.read(f"{folder}data/{key}"))
+
+
+def _open_before_the_zip(path: Path, content: mmap.mmap) -> CheckpointFile:
+    """Several pickles, then for each key a count and the raw numbers."""
+    root, keys = _read_before_the_zip(cast(IO[bytes], content), path, str(path))
+    pointers = [_pointed(value, path) for value in _pointers(root)]
+    kinds = {key: (dtype, count) for dtype, key, count in pointers}
+    if any(kinds[key] != (dtype, count) for dtype, key, count in pointers):
+        raise _damaged(path, "the same numbers have two types")
+    if any(type(key) is not str for key in keys) or sorted(keys) != sorted(kinds):
+        raise _damaged(path, "its numbers are not those that its tensors point to")
+    spans, at = {}, content.tell()
+    for key in keys:
+        dtype, count = kinds[key]
+        if int.from_bytes(content[at : at + 8], "little") != count:
+            raise _damaged(path, "a tensor's numbers are not what it says")
+        spans[key] = slice(at + 8, at + 8 + count * dtype.itemsize)
+        at = spans[key].stop
+    if at != len(content):
+        raise _damaged(path, f"it has {len(content):,} bytes instead of {at:,}")
+    return CheckpointFile(path, root, lambda key: content[spans[key]])
+
+
+def _read_before_the_zip(file: IO[bytes], path: Path, source: str) -> tuple[Any, list[Any]]:
+    """The data, and the keys of the numbers in their order; the file is left before these."""
+    magic, protocol, system = (read_pickle(file, source) for _ in range(3))
+    if (magic, protocol) != (_MAGIC, _PROTOCOL) or type(system) is not dict:
+        raise _damaged(path, "its numbers are in a format that PyTorch does not write")
+    if system.get("little_endian") is not True:
+        raise _damaged(path, "its numbers are big-endian")
+    root = read_pickle(file, source, persistent=True)
+    keys = read_pickle(file, source)
+    if type(keys) is not list:
+        raise _damaged(path, "it does not list its numbers")
+    return root, keys
+
+
+def _pointers(root: Any) -> Iterator[Made]:
+    """Every place of the data that points to numbers beside it."""
+    todo, seen = [root], set()
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if type(value) is Made and value.name == POINTER:
+            yield value
+        elif type(value) is Made:
+            todo += [value.args, value.state]
+        elif type(value) is dict:
+            todo += value.values()
+        elif type(value) in (list, tuple):
+            todo += value
+
+
+def _pointed(value: Any, path: Path) -> tuple[torch.dtype, str, int]:
+    """Type, key and count of numbers that a pickle points to."""
+    pointer = value.args[0] if type(value) is Made and value.name == POINTER else None
+    if type(pointer) is not tuple or len(pointer) not in (5, 6) or pointer[5:] not in ((), (None,)):
+        raise _damaged(path, "a tensor has no numbers")
+    kind, storage, key, _, count = pointer[:5]
+    dtype = _DTYPES.get(storage.name) if type(storage) is Name else None
+    if kind != "storage" or dtype is None or type(key) is not str or not _is_counts((count,)):
+        raise _damaged(path, "a tensor's numbers have no type")
+    return dtype, key, count
 
 
 def _is_counts(value: Any) -> bool:

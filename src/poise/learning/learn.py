@@ -19,6 +19,7 @@ from poise.console import Bar, Screen
 from poise.data.batches import Batch
 from poise.data.prefetch import Feed
 from poise.errors import Interrupted
+from poise.evaluation.standing import ranked
 from poise.journal import Journal, Prepared, log_event
 from poise.learning.fresh import feed_from, fresh_state
 from poise.learning.lead import Lead, leading
@@ -27,6 +28,7 @@ from poise.learning.session import Quarantine, Tamper
 from poise.learning.watch import Watch
 from poise.sampling import write_choice
 from poise.scoring import scoring_seconds
+from poise.scoring.snapshots import Watcher
 from poise.signals import Caught, StopNow, catch_signals
 from poise.sinks import Failure, open_sinks
 from poise.stability.incident import Incident, Sign
@@ -55,6 +57,7 @@ class Training:
     repairer: Repairer
     tamper: Tamper | None
     features: float  # seconds kept for the features of the scores
+    scores: Watcher  # of snapshots
     over: bool = False  # by the budget, or because more would do harm
     lead: Lead | None = None  # of the other processes of this training
     best: tuple[str, int] | None = None  # weights and images seen, once held-out images get worse
@@ -107,6 +110,7 @@ def _learn(training: Training) -> int:
             while state.images_seen < total and not training.over:
                 _session(training, caught, bar)
             journal.finish()
+            _scored(training)
             if training.best is not None and training.watch.stops:
                 _keep_best(job, *training.best)
             if caught.names:  # while the last files were written
@@ -157,7 +161,17 @@ def _assemble(job: Prepared, screen: Screen, tamper: Tamper | None) -> Training:
     watch = Watch(job, state)
     repairer = Repairer(state, journal, watch.guard, quarantine, rate, config)
     training = Training(
-        job, screen, state, journal, watch, quarantine, rate, repairer, tamper, features
+        job,
+        screen,
+        state,
+        journal,
+        watch,
+        quarantine,
+        rate,
+        repairer,
+        tamper,
+        features,
+        Watcher(job),
     )
     journal.memory = lambda: _memory(training)
     journal.recall = lambda memory: _recall(training, memory)
@@ -254,6 +268,7 @@ def _looked(training: Training) -> bool:
         return True
     if seen and journal.validated_at == seen:
         _validated(training)
+    _scored(training)
     if rate.held or rate.warming(seen):
         training.state.lr_scale = rate.at(seen)
     training.watch.guard.expect_scale(rate.at(seen))
@@ -273,7 +288,7 @@ def _validated(training: Training) -> None:
         training.state.lr_scale = rate.at(seen)
     if job.config.stability.policy == "off" or training.best:
         return
-    found = has_turned(rows)
+    found = has_turned(rows + ranked(read_jsonl(job.run.log("scores"))))
     if found is None:
         return
     training.best = found.weights, found.images_seen
@@ -281,6 +296,25 @@ def _validated(training: Training) -> None:
     evidence = {"best_at": found.images_seen, "rise": found.rise}
     sign = Sign("memorisation", "warning", seen, found.images_seen, found.sentence, evidence)
     training.journal.incident(Incident(sign, "keep-best" if training.over else "none"))
+
+
+def _scored(training: Training) -> None:
+    """Score the snapshot that was just written, where that is due; past the best the run ends."""
+    journal, seen = training.journal, training.state.images_seen
+    if not training.scores.due(seen):
+        return
+    journal.phase = "score"
+    with journal.breaking():
+        found = training.scores.score(seen)
+    journal.phase = "step"
+    off = training.job.config.stability.policy == "off"
+    if found is None or not found.turned or training.best or off:
+        return
+    training.best = found.weights, found.images_seen
+    training.over |= training.watch.stops
+    evidence = {"best_at": found.images_seen, "worse": list(found.worse)}
+    sign = Sign("samples-worse", "warning", seen, found.images_seen, found.sentence(), evidence)
+    journal.incident(Incident(sign, "keep-best" if training.watch.stops else "none"))
 
 
 def _keep_best(job: Prepared, weights: str, images_seen: int) -> None:

@@ -16,7 +16,7 @@ from poise.report.words import is_number
 Figure = dict[str, Any]  # {"data": [...], "layout": {...}}
 POINTS = 400  # most points of one curve
 _MARKS = 40  # most vertical lines of one figure
-_INK = "#808489"  # one grey that reads on white, on black and on paper
+INK = "#808489"  # one grey that reads on white, on black and on paper
 _GRID = "rgba(128,132,137,0.22)"
 _SCALE = ((74, 95, 193), (138, 79, 176), (194, 69, 127), (221, 107, 77), (217, 154, 43))
 _SEVERITY = {"error": "#c0392b", "critical": "#c0392b", "warning": "#c98a1b"}
@@ -106,22 +106,48 @@ def lines(
     """A line figure that leaves touch scrolling alone; empty curves are left out."""
     data = [_trace(curve, x, y, markers) for curve in curves]
     data = [trace for trace in data if any(value is not None for value in trace["y"])]
-    layout: Figure = {
+    layout = layout_of(
+        axis_of(x, [value for trace in data for value in trace["x"]]),
+        axis_of(y, [value for trace in data for value in trace["y"]]),
+        legend=len(data) > 1,
+    )
+    return {"data": data, "layout": {**layout, **_vertical(marks)}}
+
+
+def layout_of(x: Figure, y: Figure, *, legend: bool) -> Figure:
+    """A layout that leaves touch scrolling alone, for two axes in plotly's words."""
+    return {
         "autosize": True,
         "margin": {"l": 62, "r": 12, "t": 18, "b": 48},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": _INK, "size": 12, "family": "system-ui, sans-serif"},
-        "showlegend": len(data) > 1,
+        "font": {"color": INK, "size": 12, "family": "system-ui, sans-serif"},
+        "showlegend": legend,
         "legend": {"orientation": "h", "yanchor": "top", "y": -0.22, "x": 0},
         "hovermode": "x unified",
         "hoverlabel": {"bgcolor": "#ffffff", "font": {"color": "#222222"}},
         "dragmode": False,
-        "xaxis": _axis(x, [value for trace in data for value in trace["x"]]),
-        "yaxis": _axis(y, [value for trace in data for value in trace["y"]]),
-        **_vertical(marks),
+        "xaxis": x,
+        "yaxis": y,
     }
-    return {"data": data, "layout": layout}
+
+
+def level(figure: Figure, y: object, name: str) -> Figure:
+    """The figure with a dashed horizontal line, such as what real images reach."""
+    known = [x for trace in figure["data"] for x in trace["x"] if x is not None]
+    log = figure["layout"]["yaxis"]["type"] == "log"
+    at = drawable(y, log)
+    if at is None or not known:
+        return figure
+    line = {
+        "type": "scatter",
+        "mode": "lines",
+        "name": escape(name),
+        "x": [min(known), max(known)],
+        "y": [at, at],
+        "line": {"color": INK, "width": 1.2, "dash": "dash"},
+    }
+    return {"data": [*figure["data"], line], "layout": {**figure["layout"], "showlegend": True}}
 
 
 def is_empty(figure: Figure) -> bool:
@@ -166,14 +192,14 @@ def _per_weights(
     curves = []
     for i, name in enumerate(names):
         x, y = values([row for row in rows if str(row.get("weights")) == name])
-        color = _INK if name == "raw" else shade(i, len(names))
+        color = INK if name == "raw" else shade(i, len(names))
         curves.append(Curve(weights_name(name), x, y, color))
     return curves
 
 
 def _trace(curve: Curve, x: Axis, y: Axis, markers: bool) -> Figure:
-    xs = [_drawable(value, x.log) for value in curve.x]
-    ys = [_drawable(value, y.log) for value in curve.y]
+    xs = [drawable(value, x.log) for value in curve.x]
+    ys = [drawable(value, y.log) for value in curve.y]
     known = [i for i, value in enumerate(xs) if value is not None]
     xs, ys = [xs[i] for i in known], [ys[i] for i in known]
     kept = thin([value for value in xs if value is not None], ys)
@@ -188,13 +214,15 @@ def _trace(curve: Curve, x: Axis, y: Axis, markers: bool) -> Figure:
     }
 
 
-def _drawable(value: Any, log: bool) -> float | None:
+def drawable(value: Any, log: bool) -> float | None:
+    """The value as it is drawn; None where it cannot be."""
     if not is_number(value) or (log and value <= 0):
         return None
     return float(f"{value:.6g}")
 
 
-def _axis(axis: Axis, values: Sequence[float | None]) -> Figure:
+def axis_of(axis: Axis, values: Sequence[float | None]) -> Figure:
+    """An axis in plotly's words, with ticks that suit these values."""
     shown: Figure = {
         "title": {"text": axis.title, "standoff": 8},
         "type": "log" if axis.log else "linear",
@@ -222,7 +250,7 @@ def _axis(axis: Axis, values: Sequence[float | None]) -> Figure:
 def _vertical(marks: Sequence[Mark]) -> Figure:
     """Lines, each with its number above it, or with a small triangle where there are many."""
     shown = list(marks)[:: max(1, math.ceil(len(marks) / _MARKS))]
-    color = [_SEVERITY.get(mark.severity, _INK) for mark in shown]
+    color = [_SEVERITY.get(mark.severity, INK) for mark in shown]
     shapes = [
         {
             "type": "line",

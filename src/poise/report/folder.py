@@ -25,9 +25,11 @@ class RunFiles:
     events: list[Row]
     magnitudes: list[Row]
     scores: list[Row]  # validation first
+    snapshots: list[Row]  # scores of snapshots while training
+    tradeoff: Row | None
     grids: list[tuple[int, Path]]  # (images seen, file), oldest first
     scored: Path | None  # samples that were scored, in rows by class
-    closest: Path | None
+    pictures: Path  # folder of the pictures of the scores
     problems: list[str]  # files that are there and cannot be read
 
     @property
@@ -52,7 +54,7 @@ def read_run(run: RunDir) -> RunFiles:
         raise ArtifactError(f"{run.run} does not describe a run.", expected="a JSON object")
     problems: list[str] = []
     scores = [_optional(run.scores(split), problems) for split in ("val", "test")]
-    scored, closest = run.samples / "scored.png", run.samples / "closest.png"
+    scored = run.samples / "scored.png"
     return RunFiles(
         run=about,
         config=_settings(run.config, problems),
@@ -63,11 +65,13 @@ def read_run(run: RunDir) -> RunFiles:
         events=_rows(run.log("events"), problems),
         magnitudes=_rows(run.log("magnitudes"), problems),
         scores=[found for found in scores if found],
+        snapshots=_rows(run.log("scores"), problems),
+        tradeoff=_optional(run.root / "tradeoff.json", problems),
         grids=sorted(
             (int(path.stem), path) for path in run.samples.glob("*.png") if path.stem.isdecimal()
         ),
         scored=scored if scored.is_file() else None,
-        closest=closest if closest.is_file() else None,
+        pictures=run.samples,
         problems=problems,
     )
 

@@ -31,8 +31,8 @@ h2{font-size:1.25rem;margin:3rem 0 .6rem;padding-top:.7rem;border-top:1px solid 
 font-weight:650}
 h3{font-size:1rem;margin:1.6rem 0 .3rem;font-weight:600}
 p{margin:.5rem 0;max-width:46rem}
-.lead{font-size:1.1rem}.soft,figcaption,.absent{color:var(--soft)}
-figcaption{font-size:.875rem;line-height:1.45;max-width:46rem;margin-top:.3rem}
+.lead{font-size:1.1rem}.soft,figcaption,.note,.absent{color:var(--soft)}
+figcaption,.note{font-size:.875rem;line-height:1.45;max-width:46rem;margin-top:.3rem}
 nav{margin:1.1rem 0 0;font-size:.9rem;line-height:2}nav a{margin-right:1rem;white-space:nowrap}
 a{color:inherit;text-underline-offset:.2em;text-decoration-color:var(--soft)}
 ul.verdict{list-style:none;margin:.6rem 0;padding:0;max-width:50rem}
@@ -50,6 +50,10 @@ th,td{text-align:left;vertical-align:top;padding:.35rem .9rem .35rem 0;
 border-bottom:1px solid var(--line);overflow-wrap:normal}
 th{font-weight:600;color:var(--soft);white-space:nowrap}
 td.n,th.n{text-align:right;white-space:nowrap}
+td.n{white-space:pre}
+.shaded td,.shaded th{padding:.2rem .35rem;border:1px solid var(--line);text-align:right}
+.shaded td{min-width:2.1rem}.shaded th[scope=row]{text-align:left}
+.h1{background:rgba(74,95,193,0.08)}.h2{background:rgba(74,95,193,0.16)}.h3{background:rgba(74,95,193,0.24)}.h4{background:rgba(74,95,193,0.32)}.h5{background:rgba(74,95,193,0.40)}.h6{background:rgba(74,95,193,0.48)}.h7{background:rgba(74,95,193,0.56)}.h8{background:rgba(74,95,193,0.64)}.h9{background:rgba(74,95,193,0.72)}
 td.w{min-width:17rem;overflow-wrap:anywhere}
 td.t{min-width:6rem;overflow-wrap:break-word}
 figure{margin:1rem 0;min-width:0}
@@ -61,7 +65,8 @@ img.large{width:100%;max-width:720px}img.small{width:100%}
 .pair,.grids{display:grid;gap:0 28px;grid-template-columns:minmax(0,1fr)}
 .grids{grid-template-columns:repeat(auto-fill,minmax(min(150px,45%),1fr));gap:0 16px}
 @media (max-width:560px){table.tnnw,.tnnw thead,.tnnw tbody{display:block}
-.tnnw tr{display:grid;grid-template-columns:1fr 5.2rem 6.4rem;border-bottom:1px solid var(--line)}
+.tnnw tr{display:grid;column-gap:.5rem;grid-template-columns:1fr 9rem 6rem;
+border-bottom:1px solid var(--line)}
 .tnnw td,.tnnw th{border:0;padding-right:0}.tnnw th.w{display:none}
 .tnnw td.w{grid-column:1/-1;color:var(--soft);padding-top:0}}
 @media (min-width:760px){.pair{grid-template-columns:repeat(2,minmax(0,1fr))}}
@@ -184,6 +189,36 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], kinds: str) -> 
         f'<table class="{text(kinds)}"><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def shaded(headers: Sequence[str], names: Sequence[str], shares: Sequence[Sequence[float]]) -> Html:
+    """A table of percentages whose cells are the darker, the larger they are.
+
+    Args:
+        headers: of the column of names, then of each share.
+        names: one per row.
+        shares: of 1, [rows, columns]; less than half a percent is left blank.
+    """
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name in headers)
+    body = "\n".join(
+        f'<tr><th scope="row">{text(name)}</th>'
+        + "".join(
+            f'<td class="h{min(9, int(10 * part))}">{f"{100 * part:.0f}" if part >= 0.005 else ""}'
+            "</td>"
+            for part in row
+        )
+        + "</tr>"
+        for name, row in zip(names, shares, strict=True)
+    )
+    return Html(
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(headers[0])}">'
+        f'<table class="shaded"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+    )
+
+
+def note(words: str) -> Html:
+    """A sentence in small grey letters, as under a figure."""
+    return paragraph(words, "note")
 
 
 def verdict(lines: Iterable[tuple[int, str, str]], commands: Iterable[str] = ()) -> Html:

@@ -10,17 +10,16 @@ from typing import Any
 from poise.artifacts import RunDir, write_bytes
 from poise.config import documented, from_toml
 from poise.errors import PoiseError
-from poise.report import curves, metrics, page, verdict
+from poise.report import curves, page, progress, scores, verdict
 from poise.report.data import data
+from poise.report.finding import WORDS, Finding
 from poise.report.folder import Row, RunFiles, items, read_run, section
 from poise.report.incidents import incidents
+from poise.report.judgement import judge
 from poise.report.page import Html
-from poise.report.pictures import embed
-from poise.report.words import count, is_number, number, plain, plural, seconds, sentence
+from poise.report.samples import samples
+from poise.report.words import count, is_number, number, plain, plural, seconds
 from poise.settings import Config
-
-_LARGE, _SMALL = 700_000, 150_000  # bytes of one picture: the page must stay easy to send
-_GRIDS = 6
 
 
 def write_report(run: RunDir) -> Path:
@@ -35,7 +34,7 @@ def write_report(run: RunDir) -> Path:
     found = verdict.findings(files)
     sections = [
         ("short", "In short", _in_short(found)),
-        ("samples", "Samples", _samples(files)),
+        ("samples", "Samples", samples(files)),
         ("scores", "Scores", _scores(files)),
         ("weak", "What is weak, and what to do", _remedies(found)),
         ("data", "The data", data(files.audit, section(files.run, "data"))),
@@ -45,7 +44,7 @@ def write_report(run: RunDir) -> Path:
         ("incidents", "Incidents and decisions", incidents(files)),
         ("settings", "Settings", _settings(files)),
         ("provenance", "Environment and provenance", _provenance(files)),
-        ("closest", "Closest pairs", _closest(files)),
+        ("closest", "Worst, best, missing, closest", _closest(files)),
     ]
     body = page.join(
         [
@@ -92,68 +91,9 @@ def _title(run: Row) -> Html:
     return page.join([title, page.paragraph(lead, "lead")])
 
 
-def _in_short(found: list[verdict.Finding]) -> list[Html]:
+def _in_short(found: list[Finding]) -> list[Html]:
     shown = verdict.in_short(found)
-    return [page.verdict((f.severity, verdict.WORDS[f.severity], f.sentence) for f in shown)]
-
-
-def _samples(files: RunFiles) -> list[Html]:
-    if not files.grids:
-        return [page.absent("No samples have been drawn yet.")]
-    if files.scored is not None:
-        return [*_scored(files.scored), *_over_training(files.grids)]
-    seen, path = files.grids[-1]
-    last = embed(path, _LARGE)
-    when = f"after {plural(seen, 'image')} seen"
-    parts = [
-        page.picture(
-            last,
-            "large",
-            f"Grid of samples {when}",
-            f"Samples {when}, none chosen: look for variety, and for shapes that do not belong.",
-        )
-        if last
-        else page.absent(f"{path.name} cannot be read.")
-    ]
-    return [*parts, *_over_training(files.grids[:-1])]
-
-
-def _scored(path: Path) -> list[Html]:
-    image = embed(path, _LARGE)
-    if image is None:
-        return [page.absent(f"{path.name} cannot be read.")]
-    words = (
-        "The first of the samples that were scored, none chosen, in the order of their classes: "
-        "look for variety, and for shapes that do not belong."
-    )
-    return [page.picture(image, "large", "Samples that were scored", words)]
-
-
-def _over_training(earlier: list[tuple[int, Path]]) -> list[Html]:
-    parts: list[Html] = []
-    most = _GRIDS - 1
-    if len(earlier) > most:
-        earlier = [earlier[i * (len(earlier) - 1) // (most - 1)] for i in range(most)]
-    small = []
-    for seen, path in earlier:
-        image = embed(path, _SMALL)
-        words = f"{plural(seen, 'image')} seen"
-        small.append(
-            page.picture(image, "small", f"Samples at {words}", f"{words}.")
-            if image
-            else page.absent(f"{path.name} cannot be read.")
-        )
-    if small:
-        parts += [
-            page.heading("Over training"),
-            page.grids(small),
-            page.paragraph(
-                "Every grid starts from the same noise, so one place in the grid is one image "
-                "taking shape.",
-                "soft",
-            ),
-        ]
-    return parts
+    return [page.verdict((f.severity, WORDS[f.severity], f.sentence) for f in shown)]
 
 
 def _scores(files: RunFiles) -> list[Html]:
@@ -162,58 +102,41 @@ def _scores(files: RunFiles) -> list[Html]:
     parts = [
         page.paragraph(
             "“Real images” is what real images score in place of the samples, at the same counts: "
-            "the best value that can be expected.",
+            "the best value that can be expected. Under a value stands its 95 % interval.",
             "soft",
         )
     ]
-    for scores in reversed(files.scores):
-        parts += _score_table(scores)
+    *earlier, judged = files.scores
+    parts += _record(judged)
+    parts += [*progress.snapshots(files.snapshots), *progress.tradeoff(files.tradeoff)]
+    for record in reversed(earlier):  # without figures, which cannot be drawn while folded
+        folded = [*scores.tables(record), *scores.cautions(record), *scores.copying(record)]
+        parts.append(page.details(_against(record), [*folded, scores.protocol(record)]))
     return parts
 
 
-def _score_table(scores: Row) -> list[Html]:
-    split = {"val": "validation images", "test": "test images"}.get(
-        str(scores.get("split")), "held-out images"
-    )
-    table = section(scores, "metrics")
-    rows, sizes = [], ""
-    for name in table:
-        row = section(table, name)
-        sizes = sizes or " against ".join(count(n) for n in items(row, "n"))
-        told = metrics.meaning(name, row.get("better"))
-        rows.append((metrics.title(name), number(row.get("value")), number(row.get("real")), told))
-    sampler, features = section(scores, "sampler"), section(scores, "features")
-    how = (
-        f"{plural(scores.get('samples'), 'sample')} after "
-        f"{plural(scores.get('images_seen'), 'image')} seen, "
-        f"weights {scores.get('weights', 'not known')}; "
-        f"sampler {sampler.get('name', 'not known')}, {number(sampler.get('steps'))} steps; "
-        f"seed {number(scores.get('seed'))}; "
-        f"features {features.get('name', 'not known')} "
-        f"({plural(features.get('dimensions'), 'dimension')}, "
-        f"digest {str(features.get('digest', 'not known'))[:12]}); "
-        f"counts {sizes or 'not known'}; took {seconds(scores.get('seconds'))}."
-    )
-    copying = section(scores, "copying")
-    parts = [
-        page.heading(f"Against {split}"),
-        page.table(("Score", "Samples", "Real images", "What it says"), rows, "tnnw")
-        if rows
-        else page.absent("No score could be computed."),
-        page.paragraph(how, "soft"),
-        *[page.paragraph(f"Caution: {sentence(plain(w))}") for w in items(scores, "warnings")],
+def _record(record: Row) -> list[Html]:
+    """Everything that one file of scores holds."""
+    return [
+        page.heading(_against(record)),
+        page.verdict((f.severity, WORDS[f.severity], f.sentence) for f in judge(record)),
+        *scores.tables(record),
+        *scores.cautions(record),
+        *scores.classes(record),
+        *scores.denoising(record),
+        *scores.copying(record),
+        scores.protocol(record),
     ]
-    if copying:
-        facts = [(key.replace("_", " "), plain(value)) for key, value in copying.items()]
-        parts.append(
-            page.details(
-                "Test for copies, in full", [page.table(("Copying", "Value"), facts, "tw")]
-            )
-        )
-    return parts
 
 
-def _remedies(found: list[verdict.Finding]) -> list[Html]:
+def _against(record: Row) -> str:
+    split = {"val": "validation images", "test": "test images"}.get(
+        str(record.get("split")), "held-out images"
+    )
+    return f"Against {split}"
+
+
+def _remedies(found: list[Finding]) -> list[Html]:
     rows = [(f.sentence, f.remedy) for f in found if f.remedy]
     if not rows:
         return [page.absent("Nothing that these files show calls for a change.")]
@@ -277,19 +200,9 @@ def _provenance(files: RunFiles) -> list[Html]:
 
 
 def _closest(files: RunFiles) -> list[Html]:
-    if files.closest is None:
-        return [
-            page.absent("No samples have been compared with their nearest training images yet.")
-        ]
-    image = embed(files.closest, _LARGE)
-    if image is None:
-        return [page.absent(f"{files.closest.name} cannot be read.")]
-    return [
-        page.picture(
-            image,
-            "large",
-            "Pairs of a sample and its nearest training image",
-            "Above, samples; below each of them the training image nearest to it, closest pairs "
-            "first. Pairs that look the same are copies.",
-        )
-    ]
+    judged = verdict.judged_scores(files) or {}
+    parts = scores.pictures(judged, files.pictures)
+    if not (files.pictures / "closest.png").is_file():
+        words = "No samples have been compared with their nearest training images yet."
+        parts.append(page.absent(words))
+    return parts

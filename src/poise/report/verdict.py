@@ -1,11 +1,11 @@
 """What the files say about the run: findings, worst first, each with what to do about it."""
 
-from dataclasses import dataclass
 from typing import Any
 
-from poise.report import metrics
 from poise.report.figures import weights_name
-from poise.report.folder import Row, RunFiles, items, section
+from poise.report.finding import BROKEN, GOOD, NOTE, WEAK, Finding, worst_first
+from poise.report.folder import Row, RunFiles, items
+from poise.report.judgement import judge
 from poise.report.page import visible
 from poise.report.words import (
     cause,
@@ -19,25 +19,11 @@ from poise.report.words import (
     share,
 )
 
-BROKEN, WEAK, NOTE, GOOD = range(4)
-WORDS = ("Broken", "Weak", "Note", "Good")
 _MOST = 6
 
-# Where a value stops being unremarkable. Wide on purpose: a few hundred samples are noisy.
-_FRECHET_NEAR, _FRECHET_FAR = 1.5, 4.0  # times the real-against-real value
-_SHARE_LOW = 0.8  # of what real images reach
-_COPY_RATIO, _COPY_SLIGHT = 0.8, 0.95  # distance to training images, samples over real images
+# Where a value stops being unremarkable.
 _STILL_FALLING, _RISEN = 0.02, 0.02  # relative change of the validation error
 _SKIPPED_MANY = 0.01  # share of updates
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One sentence about the run; `remedy` is empty when nothing has to be done."""
-
-    severity: int
-    sentence: str
-    remedy: str = ""
 
 
 def findings(files: RunFiles) -> list[Finding]:
@@ -55,7 +41,7 @@ def findings(files: RunFiles) -> list[Finding]:
             for problem in files.problems
         ],
     ]
-    return sorted(found, key=lambda finding: finding.severity)
+    return worst_first(found)
 
 
 def in_short(found: list[Finding]) -> list[Finding]:
@@ -162,86 +148,7 @@ def _scores(files: RunFiles) -> list[Finding]:
     scores = judged_scores(files)
     if scores is None:
         return [Finding(NOTE, "The samples have not been scored yet.")]
-    return [*_frechet(scores), *_shares(scores), *_copying(scores)]
-
-
-def _frechet(scores: Row) -> list[Finding]:
-    table = section(scores, "metrics")
-    name = metrics.find(list(table), "frechet")
-    row = section(table, name) if name else {}
-    value, real = row.get("value"), row.get("real")
-    if not is_number(value):
-        return []
-    if not is_number(real) or real <= 0:
-        return [Finding(NOTE, f"The Fréchet distance is {number(value)}; its floor is not known.")]
-    times = value / real
-    told = (
-        f"The Fréchet distance of the samples is {number(value)}, {number(float(times))} times the "
-        f"{number(real)} that real images show among themselves"
-    )
-    if times <= _FRECHET_NEAR:
-        return [Finding(GOOD, f"{told}: as near as this many images can tell.")]
-    if times <= _FRECHET_FAR:
-        return [Finding(NOTE, f"{told}: close, and measurably different.")]
-    remedy = "Train longer, or choose the next larger preset; look at the worst noise level first."
-    return [Finding(WEAK, f"{told}: clearly different.", remedy)]
-
-
-def _shares(scores: Row) -> list[Finding]:
-    found = []
-    for part, bad, remedy in (
-        (
-            "coverage",
-            "samples miss part of the variety of the data",
-            "Train longer; if classes are unequal, add images to the small ones.",
-        ),
-        (
-            "precision",
-            "many samples do not look like real images",
-            "Train longer, try wider averaging (training.ema_stds), or raise sampling.steps.",
-        ),
-    ):
-        table = section(scores, "metrics")
-        name = metrics.find(list(table), part)
-        row = section(table, name) if name else {}
-        value, real = row.get("value"), row.get("real")
-        if not (is_number(value) and is_number(real)):
-            continue
-        told = f"{part.capitalize()} is {number(value)} where real images reach {number(real)}"
-        if value < _SHARE_LOW * real:
-            found.append(Finding(WEAK, f"{told}: {bad}.", remedy))
-        else:
-            found.append(Finding(GOOD, f"{told}."))
-    return found
-
-
-def _copying(scores: Row) -> list[Finding]:
-    copying = section(scores, "copying")
-    ratio = copying.get("median_ratio", copying.get("ratio"))
-    flagged = max(_whole(copying.get("flagged")), _whole(copying.get("exact_duplicates")))
-    split = {"val": "validation", "test": "test"}.get(str(scores.get("split")), "held-out")
-    remedy = (
-        "Look at the closest pairs; train on more images, for a shorter time, or with "
-        "model.dropout=0.1."
-    )
-    found = []
-    if flagged:
-        told = "1 sample is" if flagged == 1 else f"{count(flagged)} samples are"
-        sentence = f"{told} nearer to a training image than chance allows: likely copies."
-        found.append(Finding(WEAK, sentence, remedy))
-    if not is_number(ratio):
-        return found
-    told = f"{number(float(ratio))} times the distance of real {split} images"
-    if ratio < _COPY_RATIO:
-        sentence = f"Samples lie much nearer to training images, at {told}: the model copies."
-        found.append(Finding(WEAK, sentence, remedy))
-    elif ratio < _COPY_SLIGHT:
-        sentence = f"Samples lie slightly nearer to training images, at {told}."
-        found.append(Finding(NOTE, sentence))
-    elif not flagged:
-        sentence = f"No sign of copying: samples lie at {told} from the training images."
-        found.append(Finding(GOOD, sentence))
-    return found
+    return judge(scores)
 
 
 def _validation(files: RunFiles) -> list[Finding]:
@@ -305,10 +212,6 @@ def _audit(files: RunFiles) -> list[Finding]:
         return [Finding(WEAK, f"The data: {warnings[0]}{more}", remedy)]
     verdict = [_line(item) for item in items(files.audit, "verdict")]
     return [Finding(GOOD, f"The data: {verdict[0]}")] if verdict else []
-
-
-def _whole(value: Any) -> int:
-    return int(value) if is_number(value) else 0
 
 
 def _line(item: Any) -> str:

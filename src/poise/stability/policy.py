@@ -76,6 +76,7 @@ SYMPTOMS = frozenset(
         "dead-units",
         "condition-ignored",
         "memorisation",
+        "samples-worse",
         "weight-growth",
         "diversity-collapse",
     )

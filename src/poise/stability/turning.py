@@ -42,8 +42,8 @@ def has_turned(rows: Sequence[Mapping[str, Any]]) -> Turned | None:
 
     Args:
         rows: of validation.jsonl, oldest first. Of split "val" those count that are finite; rows of
-            split "train" are the training probe; a row with `frechet` brings the distance of
-            samples to the data at that time.
+            split "train" are the training probe; a row with `rank` brings the rank of the samples
+            of that time among all (1: best).
 
     Returns:
         What was found; None while the error falls, wobbles, or there are too few validations.
@@ -158,7 +158,7 @@ def _train_rises(rows: Sequence[Mapping[str, Any]], since: int) -> bool:
 
 
 def _samples_improve(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the newest samples are the nearest to the data so far."""
-    by_time = {int(row["images_seen"]): row["frechet"] for row in rows if "frechet" in row}
+    """Whether the newest samples are the best so far."""
+    by_time = {int(row["images_seen"]): row["rank"] for row in rows if "rank" in row}
     found = [by_time[at] for at in sorted(by_time) if by_time[at] is not None]
     return len(found) >= 2 and found[-1] <= min(found[:-1])

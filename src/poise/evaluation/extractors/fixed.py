@@ -38,6 +38,7 @@ class Pixels:
     """The pixels themselves in [-1, 1], flattened: exact, and good up to about 16 x 16."""
 
     name = "pixels"
+    resizer = "none"
     digest = hashlib.sha256(b"pixels/127.5-1").hexdigest()[:12]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -60,6 +61,7 @@ class RandomConv:
     """
 
     name = "random_conv"
+    resizer = "none"
 
     def __init__(self) -> None:
         self._filters = _draw_filters()

@@ -49,6 +49,18 @@ CHAPTER = (
         "warning",
     ),
     Cause(
+        "samples-worse",
+        "Samples have got worse",
+        "Scores of the snapshots since the best one are clearly worse in most metrics together.",
+        "The network learns its training images by heart, or the rate is too high for what is "
+        "left to learn.",
+        "The run ends and keeps its best snapshot (stability.early_stop).",
+        "Look at the scores over training in the report; train shorter, or let the rate fall "
+        "(training.decay).",
+        2,
+        "warning",
+    ),
+    Cause(
         "condition-ignored",
         "The class is ignored",
         "Samples look the same for every class; swapping labels changes almost nothing.",

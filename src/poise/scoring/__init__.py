@@ -1,0 +1,5 @@
+"""What samples are worth: those of a run, of a snapshot while it trains, or of anybody."""
+
+from poise.scoring.run import evaluate, fitting_count, labels_like, real_of, scoring_seconds
+
+__all__ = ["evaluate", "fitting_count", "labels_like", "real_of", "scoring_seconds"]

@@ -1,0 +1,125 @@
+"""Fidelity against diversity: how a run's samples change with guidance and with the average."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from poise.artifacts import RunDir, write_json
+from poise.averaging import good_widths
+from poise.console import Screen
+from poise.errors import UsageError
+from poise.evaluation.evaluate import FEWEST, compare
+from poise.evaluation.panel import subset_of
+from poise.journal import Prepared
+from poise.runtime import seed_at
+from poise.sampling import Guidance, Model, Weights, assemble, chosen_model, draw
+from poise.scoring.judge import encoder_of, extractor_of, features_of
+from poise.scoring.run import labels_like, real_of
+from poise.training.ema import profile_name, profile_std
+
+STRENGTHS = (1.0, 1.25, 1.5, 2.0, 3.0)
+_WIDTHS = 4  # lengths of the average
+_GUIDE = 1 / 4  # of the training: the earlier state that guides where no other guide is known
+
+
+def trade_off(
+    job: Prepared, screen: Screen, count: int, steps: int | None = None
+) -> dict[str, Any]:
+    """Score samples at several strengths and lengths of the average; `tradeoff.json` keeps it.
+
+    All points are drawn from the same seeds. Lengths are tried without guidance and with the
+    strengths at the run's own length, and at the shortest and longest with some guidance.
+
+    Args:
+        job: the run with its data.
+        screen: where progress is shown.
+        count: samples of each point, at least 10.
+        steps: of the sampler; None: as the run was set.
+
+    Returns:
+        {features, samples, rows: [{strength, std, weights, values}], real}.
+    """
+    if count < FEWEST:
+        raise UsageError(f"{count} samples decide nothing.", expected=f"{FEWEST} or more")
+    real = real_of(job, "val")
+    extractor = extractor_of(
+        real, job.config.evaluation, encoder_of(real, job.config.evaluation, screen)
+    )
+    reference = features_of(extractor, real.reference, screen, "val")
+    k = job.config.evaluation.neighbours
+    seed = seed_at(job.config.seed, 0, "trade-off") % 2**31
+    labels = labels_like(job.dataset, job.splits.val, count, seed)
+    points = list(_points(job))
+    rows = []
+    with screen.bar("trade-off", len(points)) as bar:
+        for i, (strength, model) in enumerate(points):
+            images = draw(model.with_settings(steps=steps), count, labels, seed)
+            values = compare(features_of(extractor, images, None, ""), reference, k)
+            name = model.snapshot.weights
+            rows.append(
+                {"strength": strength, "std": profile_std(name), "weights": name, "values": values}
+            )
+            bar.show(i + 1, note=f"{name} at strength {strength:g}")
+    assert real.train is not None
+    train = features_of(extractor, real.train, screen, "training images")
+    record = {
+        "features": extractor.name,
+        "features_digest": extractor.digest,
+        "samples": count,
+        "seed": seed,
+        "rows": rows,
+        "real": compare(train[subset_of(len(train), count)], reference, k),
+    }
+    write_json(job.run.tradeoff, record)
+    return record
+
+
+def _points(job: Prepared) -> "list[tuple[float, Model]]":
+    """(strength, model) of each point, fewest surprises first."""
+    chosen = chosen_model(job.run)
+    plain = replace(chosen, guidance=None, guide=None)
+    guidance = chosen.guidance or _some_guidance(job, plain)
+    lengths = [assemble(job.run, Weights(name, plain.snapshot.images_seen)) for name in _names(job)]
+    points = [(1.0, model) for model in lengths]
+    if guidance is None:
+        return points
+    for strength in STRENGTHS[1:]:
+        points.append((strength, _guided(job, plain, replace(guidance, strength=strength))))
+    if plain.snapshot.weights not in [model.snapshot.weights for model in lengths]:
+        points.append((1.0, plain))
+    return points
+
+
+def _guided(job: Prepared, model: Model, guidance: Guidance) -> Model:
+    main = Weights(model.snapshot.weights, model.snapshot.images_seen)
+    return assemble(job.run, main, guidance)
+
+
+def _some_guidance(job: Prepared, model: Model) -> Guidance | None:
+    """By the model without labels where it can, else by an early state of the run."""
+    if job.facts.label_names and job.config.training.label_dropout:
+        return Guidance(1.0, None)
+    newest = model.snapshot.images_seen
+    times = [int(path.stem) for path in job.run.snapshot_files() if path.stem.isdigit()]
+    earlier = [t for t in times if t < newest]
+    if not earlier:
+        return None
+    stored = [profile_name(std) for std in job.config.training.ema_stds]
+    at = min(earlier, key=lambda t: abs(t - _GUIDE * newest))
+    return Guidance(1.0, Weights(stored[-1], at))
+
+
+def _names(job: Prepared) -> list[str]:
+    """The raw weights and some lengths that the run's snapshots can give."""
+    edges = [edge for pair in good_widths(job.run) for edge in pair]
+    tracked = list(job.config.training.ema_stds)
+    known = [*tracked, *(edges or tracked)]
+    stds = np.geomspace(min(known), max(known), _WIDTHS) if len(set(known)) > 1 else known
+    inside = [std for std in stds if _within(job.run, float(std)) or std in tracked]
+    names = {profile_name(float(std)): None for std in sorted({*tracked, *map(float, inside)})}
+    return ["raw", *names]
+
+
+def _within(run: RunDir, std: float) -> bool:
+    return any(low - 1e-9 <= std <= high + 1e-9 for low, high in good_widths(run))
