@@ -31,48 +31,52 @@ _Side = Annotated[
 ]
 
 
+_Samples = Annotated[
+    Path, typer.Argument(help="A run folder, or samples: a folder, archive or .npz of images.")
+]
+_Reference = Annotated[
+    str | None, typer.Option(help="For samples: real images, or a file of `poise reference`.")
+]
+_Train = Annotated[str | None, typer.Option(help="For samples: what the model was trained on.")]
+_Count = Annotated[
+    int | None, typer.Option("-n", help="For a run: samples to draw. [default: what fits the data]")
+]
+_Split = Annotated[
+    str | None,
+    typer.Option(help="val or test; with --reference train, val, test or all. [default: val]"),
+]
+_Paired = Annotated[
+    bool, typer.Option("--paired", help="Samples are copies of the reference, image by image.")
+]
+_Out = Annotated[
+    Path | None, typer.Option(help="For samples: folder of the page. [default: evaluations/..]")
+]
+
+
 def evaluate(
-    run_or_samples: Annotated[
-        Path, typer.Argument(help="A run folder, or samples: a folder, archive or .npz of images.")
-    ],
-    reference: Annotated[
-        str | None,
-        typer.Option(help="For samples: real images, or a file of `poise reference`."),
-    ] = None,
-    train: Annotated[
-        str | None, typer.Option(help="For samples: what the model was trained on.")
-    ] = None,
-    n: Annotated[
-        int | None,
-        typer.Option("-n", help="For a run: samples to draw. [default: what fits the data]"),
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="val or test; with --reference train, val, test or all. [default: val]"),
-    ] = None,
+    run_or_samples: _Samples,
+    reference: _Reference = None,
+    train: _Train = None,
+    n: _Count = None,
+    split: _Split = None,
     features: _MaybeFeatures = None,
     feature_weights: _Weights = None,
     resolution: _Side = None,
-    paired: Annotated[
-        bool,
-        typer.Option("--paired", help="Samples are copies of the reference, image by image."),
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="For samples: folder of the page. [default: evaluations/..]")
-    ] = None,
+    paired: _Paired = False,
+    out: _Out = None,
     json_file: JsonFile = None,
 ) -> None:
     """Score a run's samples, or anybody's, against real images."""
     from poise import api
     from poise.artifacts import write_json
 
-    is_run = (run_or_samples / "run.json").is_file()
-    _check(is_run, paired, reference, n, {"--train": train, "--out": out, "--split": split})
+    _check_options(run_or_samples, reference, paired, n, train=train, out=out, split=split)
     scores: dict[str, Any]
     page: Path | None = None
     if paired:
-        scores = {"metrics": api.evaluate_pairs(run_or_samples, reference or "")}
-    elif is_run:
+        metrics = api.evaluate_pairs(run_or_samples, reference or "", resolution=resolution)
+        scores = {"metrics": metrics}
+    elif reference is None:
         run, page = api.load(run_or_samples, quiet=False), run_or_samples / "report.html"
         scores = run.evaluate(
             n, split=split or "val", features=features, feature_weights=feature_weights
@@ -80,7 +84,7 @@ def evaluate(
     else:
         scores, page = api.evaluate_samples(
             run_or_samples,
-            reference or "",
+            reference,
             train=train,
             split=split,
             resolution=resolution,
@@ -98,33 +102,31 @@ def evaluate(
         typer.echo(page)
 
 
-def _check(
-    is_run: bool, paired: bool, reference: str | None, n: int | None, others: dict[str, Any]
+def _check_options(
+    path: Path, reference: str | None, paired: bool, n: int | None, **others: Any
 ) -> None:
     """
     Raises:
         UsageError: an option without meaning here, or one that is missing.
     """
-    if is_run:
-        only = {"--reference": reference, "--train": others["--train"], "--out": others["--out"]}
-        given = [name for name, value in only.items() if value is not None]
-        if given or paired:
-            raise UsageError(
-                f"A run has its own real images: {', '.join(given or ['--paired'])} means nothing "
-                "here.",
-                remedy="Leave it out, or draw samples first: poise sample RUN --out samples.npz",
-            )
-        return
+    given = [f"--{name}" for name, value in others.items() if value is not None]
     if reference is None:
-        raise UsageError(
-            "This is no run folder, and samples need real images beside them.",
-            expected="a run folder that holds run.json, or samples with --reference SOURCE",
-        )
-    if n is not None:
-        raise UsageError("These samples are there already: -n means nothing here.")
-    unused = [name for name, value in others.items() if value is not None] if paired else []
+        is_run = (path / "run.json").is_file()
+        if paired or (path.exists() and not is_run and path.suffix != ".safetensors"):
+            raise UsageError(
+                f"{path} is no run folder, and samples need real images beside them.",
+                expected="a folder with run.json, or samples with --reference SOURCE",
+            )
+        unused = [name for name in given if name != "--split"]
+        why = "A run has its own real images"
+        remedy = "Leave it out, or draw samples first: poise sample RUN --out samples.npz"
+    elif paired:
+        unused, why, remedy = given, "Pairs are compared as they are", "Leave it out."
+    else:
+        unused = [] if n is None else ["-n"]
+        why, remedy = "These samples are there already", "Leave it out."
     if unused:
-        raise UsageError(f"{', '.join(unused)} means nothing with --paired.")
+        raise UsageError(f"{why}: {', '.join(unused)} means nothing here.", remedy=remedy)
 
 
 def reference(

@@ -1,7 +1,7 @@
 """Features computed once: a file for each set of images and extractor, named by their content.
 
-The cache may be deleted at any time. It lies in the folder of POISE_CACHE, or where the system keeps
-such files for this user.
+The cache may be deleted at any time. It lies in the folder of POISE_CACHE, or where the system
+keeps such files for this user.
 """
 
 import contextlib

@@ -106,8 +106,7 @@ def examine_classes(
         reference: the same for real images that the probe was not trained on [N, K].
         names: of the K classes.
         asked: the class that each sample was to show [M], or None.
-        labels: the class of each real image [N], or None; without them it is not known how weak
-            the probe is.
+        labels: the class of each real image [N], or None: then the probe is taken at its word.
 
     Raises:
         UsageError: fewer than two classes, no images, or labels that do not fit.

@@ -107,7 +107,8 @@ def groups(reference: Features, samples: Features, k: int | None = None) -> Grou
     two-proportion z-tests at 5 % for all groups together (Bonferroni). Reference images are held
     against centres without them: a centre is nearer to its own images than to others like them. The
     reference chose the groups, and those it happened to fill too little may be merged: `different`
-    and `over` cry wolf more often than in 5 % of comparisons. `under` does not.
+    and `over` cry wolf more often than in 5 % of comparisons, and `under` too in many dimensions
+    with few images: see what real images get at the same counts.
 
     Args:
         reference: [N, D].

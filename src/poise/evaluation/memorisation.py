@@ -240,7 +240,6 @@ def copies(near: Surroundings) -> dict[str, Any]:
     flagged = benjamini_hochberg(p, Q)
     flagged = flagged[np.argsort(d[flagged], kind="stable")]
     summary, summary_val = _summary(d), _summary(near.real.distances[:, 0])
-    order = np.argsort(d, kind="stable")[:_CLOSEST]
     median_val = summary_val["median"]
     low, high = _share_interval(len(flagged), len(d))
     held_out = 0 if near.held_out is None else len(near.held_out.distances)
@@ -259,19 +258,21 @@ def copies(near: Surroundings) -> dict[str, Any]:
         "share": len(flagged) / len(d),
         "share_low": low,
         "share_high": high,
-        "closest": [
-            {
-                "sample": int(i),
-                "train": int(index[i]),
-                "distance": float(d[i]),
-                "p": float(p[i]),
-            }
-            for i in order
-        ],
+        "closest": _closest(d, index, p),
         "detectable_from": math.ceil(len(d) * smallest / Q - 1e-9),
         "exact_duplicates": int((d <= tiny).sum()),
         "calibration": {"held_out": held_out, "left_out": len(calibration) - held_out},
     }
+
+
+def _closest(
+    d: NDArray[np.float64], index: NDArray[np.int64], p: NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    """The pairs for people to look at, nearest first."""
+    return [
+        {"sample": int(i), "train": int(index[i]), "distance": float(d[i]), "p": float(p[i])}
+        for i in np.argsort(d, kind="stable")[:_CLOSEST]
+    ]
 
 
 def p_values(

@@ -18,9 +18,10 @@ from poise.data.zips import bomb_reason
 from poise.errors import ArtifactError, DataError
 from poise.evaluation.distances import Features, blocks, check_features
 
+_ROWS = 4096  # of a batch: each adds a matrix [D, D]
 _WIDEST = 2**13  # dimensions: a covariance of 512 MiB; the widest network in use has 2,048
 _ASYMMETRY = 1e-5  # of the largest entry; float32 sums are that asymmetric
-_ERRORS = (
+NPZ_ERRORS = (
     *(OSError, ValueError, EOFError, RuntimeError, KeyError, NotImplementedError),
     *(zipfile.BadZipFile, zlib.error, SyntaxError, TypeError, MemoryError, struct.error),
 )
@@ -52,7 +53,8 @@ class Moments:
             DataError: fewer than two rows, or values that are not finite.
         """
         check_features(given=features)
-        return cls.streamed(features[rows] for rows in blocks(len(features)))
+        starts = range(0, len(features), _ROWS)
+        return cls.streamed(features[start : start + _ROWS] for start in starts)
 
     @classmethod
     def streamed(cls, batches: Iterable[NDArray[np.floating[Any]]]) -> "Moments":
@@ -139,7 +141,7 @@ class Moments:
                 known = "count.npy" in archive.namelist()
                 count = int(_member(archive, "count", 0)) if known else None
             covariance = _checked(count, mean, covariance)
-        except _ERRORS as error:
+        except NPZ_ERRORS as error:
             raise ArtifactError(
                 f"{path} holds no moments: {str(error).strip() or type(error).__name__}.",
                 expected="an .npz with mu [D] and the covariance sigma [D, D], finite numbers",
@@ -159,11 +161,20 @@ def _join(
     return n + m, mean + shift * (m / (n + m))
 
 
-def _member(archive: zipfile.ZipFile, name: str, dimensions: int) -> NDArray[np.float64]:
-    """One array of an archive, after a look at what its header asks for.
+def read_npy(
+    archive: zipfile.ZipFile, name: str, kinds: str, dimensions: int, widest: int
+) -> NDArray[Any]:
+    """One array of an .npz after a look at what its header asks for; Python objects never.
+
+    Args:
+        archive: the open .npz.
+        name: of the array.
+        kinds: of numbers, as numpy's `dtype.kind` names them.
+        dimensions: how many it must have.
+        widest: its largest side.
 
     Raises:
-        ValueError: it is no plain array of that many dimensions, or larger than any moments.
+        ValueError: it is another kind of array, or claims more than it holds.
     """
     info = archive.getinfo(f"{name}.npy")
     if reason := bomb_reason(info):
@@ -174,14 +185,18 @@ def _member(archive: zipfile.ZipFile, name: str, dimensions: int) -> NDArray[np.
             raise ValueError(f"{name} has version {version} of the .npy format")
         shape, _, dtype = _HEADERS[version](file)
         there = info.file_size - file.tell()
-    if dtype.kind not in "fiu" or len(shape) != dimensions:
+    if dtype.kind not in kinds or len(shape) != dimensions:
         raise ValueError(f"{name} is {dtype} {list(shape)}")
-    if any(not 1 <= side <= _WIDEST for side in shape):
-        raise ValueError(f"{name} has shape {list(shape)}, more than {_WIDEST:,} or nothing")
+    if any(not 1 <= side <= widest for side in shape):
+        raise ValueError(f"{name} has shape {list(shape)}, more than {widest:,} or nothing")
     if there != (wanted := math.prod(shape) * dtype.itemsize):
         raise ValueError(f"{name} has {there:,} bytes of {wanted:,}")
     with archive.open(info) as file:
-        return np.lib.format.read_array(file, allow_pickle=False).astype(np.float64)
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _member(archive: zipfile.ZipFile, name: str, dimensions: int) -> NDArray[np.float64]:
+    return read_npy(archive, name, "fiu", dimensions, _WIDEST).astype(np.float64)
 
 
 def _checked(

@@ -7,7 +7,6 @@ of other tools has the first two alone and serves the Fréchet distance.
 
 import io
 import json
-import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from poise.artifacts import write_bytes
-from poise.data.zips import bomb_reason
 from poise.errors import ArtifactError
 from poise.evaluation.distances import Features
-from poise.evaluation.moments import _ERRORS, _HEADERS, Moments
+from poise.evaluation.moments import NPZ_ERRORS, Moments, read_npy
 
 _ABOUT_BYTES = 2**20
+_MOST_ROWS = 2**24  # images
 
 
 @dataclass(frozen=True)
@@ -85,39 +84,22 @@ def read_reference(path: Path) -> Reference:
     moments = Moments.read(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            features = _array(archive, "features", np.dtype(np.float32), 2)
-            told = _array(archive, "about", np.dtype(np.uint8), 1)
-        about = {} if told is None else json.loads(bytes(told))
+            names = set(archive.namelist())
+            features, about = None, {}
+            if "features.npy" in names:
+                features = read_npy(archive, "features", "f", 2, _MOST_ROWS).astype(np.float64)
+            if "about.npy" in names:
+                about = json.loads(bytes(read_npy(archive, "about", "u", 1, _ABOUT_BYTES)))
         if not isinstance(about, dict):
             raise ValueError("about is no JSON object")
-        if features is not None and features.shape[1] != len(moments.mean):
-            raise ValueError("features and mu have different dimensions")
-    except (*_ERRORS, RecursionError) as error:
+        if features is not None and (
+            features.shape[1] != len(moments.mean) or not np.isfinite(features).all()
+        ):
+            raise ValueError("features are not finite, or have other dimensions than mu")
+    except (*NPZ_ERRORS, RecursionError) as error:
         raise ArtifactError(
             f"{path} is damaged: {str(error).strip() or type(error).__name__}.",
             expected="a file of `poise reference`",
             remedy="Make it anew from the images.",
         ) from None
-    return Reference(moments, None if features is None else features.astype(np.float64), about)
-
-
-def _array(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], dimensions: int) -> Any:
-    """One array of an archive after a look at its header; None: there is none.
-
-    Raises:
-        ValueError: it is of another kind, or claims more than it holds.
-    """
-    if f"{name}.npy" not in archive.namelist():
-        return None
-    info = archive.getinfo(f"{name}.npy")
-    if reason := bomb_reason(info):
-        raise ValueError(f"{name}: {reason}")
-    with archive.open(info) as file:
-        shape, _, found = _HEADERS[np.lib.format.read_magic(file)](file)
-    if found != dtype or len(shape) != dimensions:
-        raise ValueError(f"{name} is {found} {list(shape)}")
-    size = math.prod(shape) * dtype.itemsize
-    if size > info.file_size or (name == "about" and size > _ABOUT_BYTES):
-        raise ValueError(f"{name} claims {size:,} bytes")
-    with archive.open(info) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+    return Reference(moments, features, about)

@@ -50,7 +50,7 @@ class Standing:
     def sentence(self) -> str:
         """What was found, for people."""
         if not self.turned:
-            return f"By several metrics together the snapshot at {self.images_seen:,} is best."
+            return f"By several metrics the snapshot at {self.images_seen:,} images is best."
         names = ", ".join(name.replace("_", " ") for name in self.worse)
         return (
             f"The snapshot at {self.images_seen:,} images is best by several metrics together; "

@@ -65,12 +65,22 @@ def compare_runs(
         judged = judge(Samples(images, asked), real, first.config.evaluation, about, screen)
         records.append({**about, **judged.record})
         shown.append(images[:_SHOWN])
-    record = {
+    record = _record(jobs, records, split_name, count, drawn_from)
+    write_json(folder / "comparison.json", record)
+    if shown[0].shape[1] in (1, 2, 3):
+        save_grid(folder / "sheet.png", np.concatenate(shown), columns=len(shown[0]))
+    return record
+
+
+def _record(
+    jobs: Sequence[Prepared], records: Sequence[dict[str, Any]], split: str, count: int, seed: int
+) -> dict[str, Any]:
+    return {
         "names": [str(job.run.root) for job in jobs],
-        "split": split_name,
+        "split": split,
         "samples": count,
-        "seed": drawn_from,
-        "data": first.dataset.fingerprint,
+        "seed": seed,
+        "data": jobs[0].dataset.fingerprint,
         "features": records[0]["features"],
         "models": [
             {key: r[key] for key in ("weights", "images_seen", "sampler", "guidance")}
@@ -79,10 +89,6 @@ def compare_runs(
         "metrics": _metrics([r["metrics"] for r in records]),
         "warnings": sorted({w for r in records for w in r["warnings"]}),
     }
-    write_json(folder / "comparison.json", record)
-    if shown[0].shape[1] in (1, 2, 3):
-        save_grid(folder / "sheet.png", np.concatenate(shown), columns=len(shown[0]))
-    return record
 
 
 def _metrics(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:

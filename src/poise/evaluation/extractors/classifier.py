@@ -17,6 +17,7 @@ _RESIDUAL, _POOLED = (3,), (0, 1, 3)  # levels that keep their input; that end a
 _BATCH = 128
 _LR, _DECAY, _WARM = 3e-3, 0.02, 0.1  # of AdamW; share of the training in which the rate rises
 _CLIP = 1.0  # largest norm of the gradient
+_HELD_BACK = 10  # one of so many images judges what was learnt
 
 
 def fit_classifier(
@@ -70,6 +71,17 @@ def fit_classifier(
         if progress:
             progress((step + 1) * batch, steps * batch)
     return _folded(layers, head)
+
+
+def held_back(labels: NDArray[np.int64], num_classes: int, seed: int) -> NDArray[np.int64]:
+    """A tenth of each class, at least one of five images, ascending."""
+    held = []
+    for k in range(num_classes):
+        own = np.flatnonzero(labels == k)
+        order = torch.randperm(len(own), generator=generator_at(seed, k, "encoder held back"))
+        count = max(len(own) // _HELD_BACK, int(len(own) >= 5))
+        held.append(own[order[:count].numpy()])
+    return np.sort(np.concatenate(held))
 
 
 def classifier_activations(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:

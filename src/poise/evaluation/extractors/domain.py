@@ -2,7 +2,7 @@
 
 With classes a small convolutional network learns to tell them apart: its last activations are the
 features, and its head says which class an image shows. Without, a dictionary of patches is learnt
-(see `patches`). Both see what matters in these images better than pixels and fixed filters do.
+(see `patches`). Both know more of what images show than pixels and fixed filters do.
 """
 
 import hashlib
@@ -21,9 +21,12 @@ from torch.nn import functional
 
 from poise.artifacts import load_tensors, save_tensors
 from poise.errors import ArtifactError, DataError, UsageError
-from poise.evaluation.extractors.classifier import classifier_activations, fit_classifier
+from poise.evaluation.extractors.classifier import (
+    classifier_activations,
+    fit_classifier,
+    held_back,
+)
 from poise.evaluation.extractors.patches import learn_patches, patch_activations
-from poise.runtime import generator_at
 
 Progress = Callable[[int, int], None]
 
@@ -33,7 +36,6 @@ _CACHE = 2**29  # bytes of reduced images that training keeps in memory
 _SPREAD = 0.5  # standard deviation of the features, as in `fixed`
 _FLOOR = 0.01  # of the usual standard deviation: quieter features are not amplified beyond it
 _LONGEST, _SHORTEST, _EPOCHS = 150_000, 20_000, 30  # images seen, unless told otherwise
-_HELD_BACK = 10  # one of so many images judges what was learnt
 _STANDARD = 10_000  # images on which the features are standardised
 _LOOKED_AT = 10_000  # images from which features are learnt without classes
 _FEWEST = 10  # images
@@ -270,7 +272,7 @@ def _learn_classes(
     progress: Progress | None,
 ) -> Encoder:
     """The encoder of images with classes, with what it makes of those held back."""
-    held = _held_back(labels, num_classes, seed)
+    held = held_back(labels, num_classes, seed)
     rest = np.setdiff1d(np.arange(len(images)), held)
     weights = fit_classifier(
         lambda part: _scaled(torch.from_numpy(_rows(images, part))),
@@ -390,17 +392,6 @@ def _rows(images: Images, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 def _chunks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [rows[start : start + 256] for start in range(0, len(rows), 256)]
-
-
-def _held_back(labels: NDArray[np.int64], num_classes: int, seed: int) -> NDArray[np.int64]:
-    """A tenth of each class, at least one of five images, ascending."""
-    held = []
-    for k in range(num_classes):
-        own = np.flatnonzero(labels == k)
-        order = torch.randperm(len(own), generator=generator_at(seed, k, "encoder held back"))
-        count = max(len(own) // _HELD_BACK, int(len(own) >= 5))
-        held.append(own[order[:count].numpy()])
-    return np.sort(np.concatenate(held))
 
 
 def _spread(n: int, most: int) -> NDArray[np.int64]:

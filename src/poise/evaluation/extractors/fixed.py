@@ -72,7 +72,7 @@ class RandomConv:
         self._biases = self._standardise(_synthetic_images(64, 32))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, C, H, W], any C (see `_as_three`), H and W at least 8 -> float32 [B, 488].
+        """uint8 [B, C, H, W], any C (see `as_three`), H and W at least 8 -> float32 [B, 488].
 
         Raises:
             DataError: images smaller than 8 x 8.
@@ -84,7 +84,7 @@ class RandomConv:
                 expected="at least 8x8 pixels for random_conv features",
                 remedy="use the features 'pixels'",
             )
-        x = _as_three(images.to(torch.float32) / 127.5 - 1)
+        x = as_three(images.to(torch.float32) / 127.5 - 1)
         blocks = [functional.adaptive_avg_pool2d(x, _COLOUR_GRID).flatten(1)]
         for w, b in zip(self._filters, self._biases, strict=True):
             x = _level(x, w, b)
@@ -110,7 +110,7 @@ class RandomConv:
         return biases
 
 
-def _as_three(x: torch.Tensor) -> torch.Tensor:
+def as_three(x: torch.Tensor) -> torch.Tensor:
     """[B, C, H, W] -> [B, 3, H, W]: one channel is repeated, two become first, second, first.
 
     More than three become the means of three runs of neighbouring channels, as nearly of one

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from poise.artifacts import digest_of
 from poise.errors import ArtifactError
-from poise.evaluation.extractors.fixed import _as_three
+from poise.evaluation.extractors.fixed import as_three
 from poise.evaluation.extractors.resizing import bilinear_tf1
 from poise.evaluation.extractors.weights import Published, find_weights, read_weights
 
@@ -248,7 +248,7 @@ class Inception:
         return np.asarray(features @ self._head.T, np.float64)
 
     def _forward(self, images: Tensor) -> Tensor:
-        x = bilinear_tf1(_as_three(images.to(torch.float32)), _SIDE)
+        x = bilinear_tf1(as_three(images.to(torch.float32)), _SIDE)
         return self._run(_NETWORK, (x - 128) / 128).mean((2, 3))
 
     def _run(self, steps: tuple[_Step, ...], x: Tensor) -> Tensor:

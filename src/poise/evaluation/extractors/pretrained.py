@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from poise.artifacts import digest_of, read_json
 from poise.errors import ArtifactError, UsageError
-from poise.evaluation.extractors.fixed import _as_three
+from poise.evaluation.extractors.fixed import as_three
 from poise.evaluation.extractors.inception import Inception
 from poise.evaluation.extractors.resizing import bicubic_antialias
 from poise.evaluation.extractors.weights import Published, find_weights, read_weights
@@ -149,7 +149,7 @@ class VisionTransformer:
             return torch.cat([self._forward(part) for part in parts])
 
     def _forward(self, images: Tensor) -> Tensor:
-        x = bicubic_antialias(_as_three(images.to(torch.float32)), self._side) / 255
+        x = bicubic_antialias(as_three(images.to(torch.float32)), self._side) / 255
         mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (self._kind.mean, self._kind.std))
         answer = self._network((x - mean) / std)
         features: Tensor = getattr(answer, self._kind.output)
