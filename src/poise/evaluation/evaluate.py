@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,16 @@ from poise.evaluation.memorisation import Surroundings, copies, surroundings
 from poise.evaluation.metric import METRICS, Metric, finite, named
 from poise.evaluation.moments import Moments
 from poise.evaluation.novelty import novelty
-from poise.evaluation.panel import FEW, Side, Sides, diversity, few, fidelity, subset_of
+from poise.evaluation.panel import (
+    FEW,
+    Side,
+    Sides,
+    diversity,
+    few,
+    fidelity,
+    median_error,
+    subset_of,
+)
 from poise.runtime import generator_at
 
 Images = NDArray[np.uint8]
@@ -232,12 +241,12 @@ def _novelty(
     train = (compared.reference if compared.train is None else compared.train).features
     n = (len(compared.samples), near.images)
     distances = near.samples.distances[:, 0]
-    spread = 1.2533 * float(distances.std()) / math.sqrt(len(distances))  # of a normal's median
     weak = ""
     if copying["detectable_from"] > max(n[0] / 10, 1):
         weak = f"Fewer than {copying['detectable_from']} copies cannot be found at these counts."
     share = copying["share"]
-    error = (copying["share_high"] - copying["share_low"]) / (2 * CONFIDENCE)
+    low, high = copying["share_low"], copying["share_high"]
+    flagged = named("copies", Estimate(share, (high - low) / (2 * CONFIDENCE)), 0.0, n, weak)
     own = {
         "calibrated_by": copying["calibration"],
         "false_discovery_rate": copying["q"],
@@ -246,12 +255,12 @@ def _novelty(
     found = {
         "nearest_train_distance": named(
             "nearest_train_distance",
-            Estimate(copying["samples"]["median"], spread),
+            Estimate(copying["samples"]["median"], median_error(distances)),
             copying["val"]["median"],
             n,
             few((n[0], near.images)),
         ),
-        "copies": named("copies", Estimate(share, error), 0.0, n, weak, **own),
+        "copies": replace(flagged, own=own, exact=(low, high)),
     }
     for name, (estimate, real) in novelty(near, train, val, compared.samples.features).items():
         mark = few((n[0], n[1] if val is None else len(val)))

@@ -37,6 +37,13 @@ METRICS: dict[str, tuple[Kind, Better]] = {
     "class_balance_distance": ("conditioning", "lower"),
 }
 
+SHARES = frozenset(  # between 0 and 1, and so are their intervals
+    (
+        *("precision", "recall", "coverage", "copies", "carlini_copies", "authentic"),
+        *("class_agreement", "class_balance_distance"),
+    )
+)
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -50,6 +57,8 @@ class Metric:
         better: where it is good; match: near `real`.
         mark: why it must not be read alone, as a sentence; empty: nothing speaks against it.
         own: what its protocol has beyond that of the whole evaluation.
+        share: whether it lies between 0 and 1.
+        exact: its interval where one is known better than by standard errors.
     """
 
     estimate: Estimate
@@ -59,6 +68,8 @@ class Metric:
     better: Better
     mark: str = ""
     own: Mapping[str, Any] = field(default_factory=dict)
+    share: bool = False
+    exact: tuple[float, float] | None = None
 
     def to_json(self, protocol: Mapping[str, Any]) -> dict[str, Any]:
         """As plain data; what is not finite is None.
@@ -66,7 +77,9 @@ class Metric:
         Args:
             protocol: what all metrics of the evaluation have in common.
         """
-        low, high = self.estimate.interval()
+        low, high = self.exact or self.estimate.interval()
+        if self.share:
+            low, high = max(low, 0.0), min(high, 1.0)
         return {
             "value": finite(self.estimate.value),
             "real": finite(self.real),
@@ -95,7 +108,7 @@ def named(
     """The metric called `name` of METRICS."""
     kind, better = METRICS[name]
     value = estimate if isinstance(estimate, Estimate) else Estimate(float(estimate))
-    return Metric(value, real, n, kind, better, mark, own)
+    return Metric(value, real, n, kind, better, mark, own, name in SHARES)
 
 
 def finite(value: float | None) -> float | None:

@@ -4,6 +4,7 @@ Each function takes `Sides` and gives some of `metric.METRICS`. Figures of few i
 with the reason, never left bare.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from poise.evaluation.diversity import Groups, groups, vendi
 from poise.evaluation.estimate import Estimate
 from poise.evaluation.fidelity import frechet_bias, frechet_estimate, frechet_infinite
 from poise.evaluation.kernels import cmmd, kernel_estimate, kernel_subsets
-from poise.evaluation.metric import Metric, named
+from poise.evaluation.metric import Metric, finite, named
 from poise.evaluation.moments import Moments
 from poise.runtime import generator_at
 
@@ -101,15 +102,9 @@ def diversity(sides: Sides, kinds: Groups) -> dict[str, Metric]:
     """
     size = min(sides.n)  # the Vendi score grows with the number of images: equal numbers only
     samples, reference = sides.samples.features, sides.reference.features
-    outside = 0.0
-
-    def typical_rarity(s: Sides) -> float:
-        nonlocal outside
-        found = rarity_summary(rarity(s.reference.features, s.samples.features))
-        outside = found["outside"]
-        return found["median"]
-
-    rare = _with_real("rarity", sides, typical_rarity, neighbours=3)
+    found = rarity(reference, samples)
+    real = rarity(sides.stand_in_reference.features, sides.stand_in.features)
+    rare = rarity_summary(found)
     real_kinds = groups(sides.stand_in_reference.features, sides.stand_in.features)
     return {
         "vendi": named(
@@ -120,7 +115,16 @@ def diversity(sides: Sides, kinds: Groups) -> dict[str, Metric]:
             few(sides.n),
             order=1,
         ),
-        "rarity": replace(rare, own={**rare.own, "outside": outside}),
+        "rarity": named(
+            "rarity",
+            Estimate(rare["median"], median_error(found[~np.isnan(found)])),
+            finite(rarity_summary(real)["median"]),
+            sides.n,
+            few(sides.n) if rare["outside"] < 1 else "No sample lies among the real images.",
+            neighbours=3,
+            outside=rare["outside"],
+            real_n=list(sides.real_n),
+        ),
         "groups_missed": named(
             "groups_missed",
             float(kinds.under.sum()),
@@ -131,6 +135,19 @@ def diversity(sides: Sides, kinds: Groups) -> dict[str, Metric]:
             real_n=list(sides.real_n),
         ),
     }
+
+
+def median_error(values: NDArray[np.float64]) -> float:
+    """Standard error of the median of values [N], from the order statistics around it.
+
+    Those at N/2 -+ sqrt(N)/2 are one standard error away on either side, for any distribution.
+    """
+    N = len(values)
+    if N < 4:
+        return math.nan
+    reach = math.sqrt(N) / 2
+    low, high = np.quantile(values, [max(0.5 - reach / N, 0), min(0.5 + reach / N, 1)])
+    return float(high - low) / 2
 
 
 def subset_of(n: int, size: int) -> NDArray[np.int64]:
@@ -195,7 +212,7 @@ def _frechet(sides: Sides) -> dict[str, Metric]:
 
 def _kernels(sides: Sides) -> dict[str, Metric]:
     size = min(_SUBSET, *sides.n)
-    mean, std = kernel_subsets(
+    value, std = kernel_subsets(
         sides.samples.features, sides.reference.features, _SUBSETS, size, seed=0
     )
     real_size = min(_SUBSET, *sides.real_n)
@@ -203,14 +220,17 @@ def _kernels(sides: Sides) -> dict[str, Metric]:
         sides.stand_in.features, sides.stand_in_reference.features, _SUBSETS, real_size, seed=0
     )
     kernel = "polynomial, (x.y/D + 1)^3"
+    full = _with_real(
+        "kernel_distance",
+        sides,
+        lambda s: kernel_estimate(s.samples.features, s.reference.features),
+        kernel=kernel,
+        estimator="unbiased, all pairs",
+    )
+    # The subsets are drawn from the same images, whose finite number is what causes the error.
+    mean = Estimate(value, full.estimate.samples_error, full.estimate.reference_error)
     return {
-        "kernel_distance": _with_real(
-            "kernel_distance",
-            sides,
-            lambda s: kernel_estimate(s.samples.features, s.reference.features),
-            kernel=kernel,
-            estimator="unbiased, all pairs",
-        ),
+        "kernel_distance": full,
         "kernel_distance_subsets": named(
             "kernel_distance_subsets",
             mean,

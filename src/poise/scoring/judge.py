@@ -188,14 +188,13 @@ def _answers(
 ) -> Answers | None:
     """What the probe of these classes says, or else a network with classes of its own."""
     samples = compared.samples.images
-    stand_in = compared.sides().stand_in.images
-    assert samples is not None and stand_in is not None
+    assert samples is not None
     if encoder is not None and encoder.num_classes:
-        rows = real.unlearnt()
-        classified = encoder.classify(samples)
+        rows = real.unlearnt()  # it is too sure of images that it has learnt
+        classified, unlearnt = encoder.classify(samples), encoder.classify(real.reference[rows])
         found = examine_classes(
             classified,
-            encoder.classify(real.reference[rows]),
+            unlearnt,
             real.names,
             asked=compared.labels,
             labels=None if real.labels is None else real.labels[rows],
@@ -203,7 +202,7 @@ def _answers(
         return Answers(
             f"class probe {encoder.digest}",
             classified,
-            encoder.classify(stand_in),
+            unlearnt[subset_of(len(unlearnt), len(samples))],
             found,
             encoder.accuracy,
         )
