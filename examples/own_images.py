@@ -2,7 +2,7 @@
 
 Command:   python examples/own_images.py PHOTOS
 Time:      10 minutes; a longer budget gives better images
-Expected:  a report in runs/own/report.html and 100 new images in runs/own/new
+Expected:  a verdict in words, a report in runs/own/report.html and 100 new images in runs/own/new
 
 PHOTOS is a folder of images, with one subfolder per class if there are classes.
 """
@@ -15,8 +15,7 @@ import poise
 def main(photos: str, run: str = "runs/own", budget: str = "10m") -> None:
     """Train on a folder and write new images beside the report."""
     model = poise.train(photos, run=run, budget=budget)
-    for name, score in model.scores["metrics"].items():
-        print(f"{name}: {score['value']:.3g} (real images: {score['real']:.3g})")
+    print("\n".join(model.verdict))
     model.save_samples(f"{run}/new", 100, seed=1)
     print(f"Report: {run}/report.html; images: {run}/new")
 

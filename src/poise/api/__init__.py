@@ -9,7 +9,7 @@ from poise.api.scores import (
     make_reference,
     verdict_lines,
 )
-from poise.api.speed import measure_data_speed, measure_speed
+from poise.api.speed import measure_data_speed, measure_score_speed, measure_speed
 
 __all__ = [
     "Run",
@@ -21,6 +21,7 @@ __all__ = [
     "load",
     "make_reference",
     "measure_data_speed",
+    "measure_score_speed",
     "measure_speed",
     "prepare_images",
     "train",

@@ -19,6 +19,7 @@ from poise.diffusion.multistep import SOLVERS
 from poise.diffusion.proposal import Proposal
 from poise.errors import ArtifactError, UsageError, nearest
 from poise.pictures import save_samples
+from poise.report.evaluation import verdict_lines
 from poise.report.report import write_report
 from poise.sampling import (
     Guidance,
@@ -66,6 +67,11 @@ class Run:
         """The scores against the validation split, as `scores-val.json` holds them."""
         result: dict[str, Any] = read_json(self._run_dir().scores("val"))
         return result
+
+    @property
+    def verdict(self) -> list[str]:
+        """What the scores against the validation split say, in words, worst first."""
+        return verdict_lines(self.scores)
 
     def sample(
         self,

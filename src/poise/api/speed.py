@@ -5,6 +5,7 @@ from typing import Any
 
 from poise.artifacts import DataFacts
 from poise.bench.bench import bench
+from poise.bench.scores import bench_scores, score_table
 from poise.bench.table import table
 from poise.config import preset_named, resolve
 from poise.console import Screen
@@ -22,6 +23,13 @@ def measure_speed(
     with screen.bar("measuring", 1) as bar:
         result = bench(config, facts, compiled=compiled, progress=bar.show)
     return result, table(result)
+
+
+def measure_score_speed() -> tuple[dict[str, Any], str]:
+    """What `poise bench scores` prints: metrics beside the arithmetic that they cannot avoid."""
+    with Screen(quiet=False).bar("measuring", 1) as bar:
+        result = bench_scores(progress=bar.show)
+    return result, score_table(result)
 
 
 def measure_data_speed(source: str) -> tuple[dict[str, Any], str]:

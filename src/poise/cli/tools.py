@@ -31,7 +31,10 @@ def import_file(
 def measure_speed(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[data SOURCE]", help="How fast a source can be read and fed."),
+        typer.Argument(
+            metavar="[data SOURCE | scores]",
+            help="How fast a source can be read and fed, or how fast samples are scored.",
+        ),
     ] = None,
     preset: Annotated[str, typer.Option(help="A name of `poise presets`.")] = "micro",
     resolution: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 32,
@@ -47,11 +50,13 @@ def measure_speed(
     from poise import api, arguments
     from poise.artifacts import write_json
 
-    if words:
+    if words == ["scores"]:
+        result, table = api.measure_score_speed()
+    elif words:
         if len(words) != 2 or words[0] != "data":
             raise UsageError(
                 f"poise bench does not know {' '.join(words)}.",
-                expected="`poise bench`, or `poise bench data SOURCE`",
+                expected="`poise bench`, `poise bench data SOURCE` or `poise bench scores`",
             )
         result, table = api.measure_data_speed(words[1])
     else:

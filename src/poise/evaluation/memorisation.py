@@ -155,24 +155,31 @@ def search(
     """
     x, y = centre(train, queries)
     scale = x.square().mean().sqrt().item() or 1.0
-    a, b = ((t / scale).float() for t in (x, y))
-    norms = a.square().sum(1)
-    parts = []
+    a, b = (t.float().div_(scale) for t in (x, y))
+    norms = torch.linalg.vector_norm(a, dim=1).square_()
+    k_found = min(k, len(x))
+    # Places for all answers at once: small ones kept between large temporary ones would keep the
+    # allocator from giving the memory of these back.
+    distances = x.new_empty(len(y), k_found)
+    indices = torch.empty(len(y), k_found, dtype=torch.int64)
+    gathered = x.new_empty(_CHUNK * min(k + _SPARE, len(x)), x.shape[1])
     for start in range(0, len(y), _ROWS):
         rows = slice(start, min(start + _ROWS, len(y)))
         itself = None if own is None else torch.from_numpy(own[rows])
         candidates = _candidates(a, norms, b[rows], min(k + _SPARE, len(x)), itself, images)
         for first in range(0, len(candidates), _CHUNK):
             near = candidates[first : first + _CHUNK].sort(1).values
-            at = y[rows][first : first + _CHUNK]
-            d = torch.linalg.vector_norm(at[:, None] - x[near], dim=2)
+            here = slice(start + first, start + first + len(near))
+            rest = gathered[: near.numel()]
+            torch.index_select(x, 0, near.reshape(-1), out=rest)
+            apart = rest.view(*near.shape, -1).sub_(y[here, None])
+            d = torch.linalg.vector_norm(apart, dim=2)
             if itself is not None:
                 mine = near % images == itself[first : first + _CHUNK, None] % images
                 d = d.masked_fill(mine, torch.inf)
             d, order = d.sort(dim=1, stable=True)
-            parts.append((d[:, :k], near.gather(1, order)[:, :k]))
-    distances, indices = (torch.cat(p).numpy() for p in zip(*parts, strict=True))
-    return Neighbours(distances, indices)
+            distances[here], indices[here] = d[:, :k], near.gather(1, order)[:, :k]
+    return Neighbours(distances.numpy(), indices.numpy())
 
 
 def _candidates(

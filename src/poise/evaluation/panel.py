@@ -83,7 +83,8 @@ class Sides:
 def fidelity(sides: Sides, k: int) -> dict[str, Metric]:
     """Fréchet and kernel distances, precision, density, recall, coverage, fine detail."""
     found = {**_frechet(sides), **_kernels(sides), **_balls(sides, k)}
-    if sides.samples.images is not None and sides.reference.images is not None:
+    compared = (sides.samples, sides.reference, sides.stand_in, sides.stand_in_reference)
+    if all(side.images is not None for side in compared):
         found["fine_detail"] = _with_real(
             "fine_detail",
             sides,

@@ -5,7 +5,6 @@ No file is unpickled: safetensors are numbers, and the files of `torch.save` are
 """
 
 import hashlib
-import http.client
 import importlib.util
 import os
 import re
@@ -23,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from poise.artifacts import check_header
-from poise.errors import ArtifactError
+from poise.errors import ArtifactError, PoiseError
 from poise.interop.tensors import open_checkpoint
 
 _PATIENCE = 10.0  # seconds without an answer
@@ -137,8 +136,10 @@ def _from_url(published: Published, path: Path) -> Path:
             shutil.copyfileobj(answer, file)
         _check_named_hash(part, path.name)
         return part.replace(path)
-    except (OSError, http.client.HTTPException) as error:
-        raise _none_found(published, where, str(error)) from None
+    except PoiseError:
+        raise
+    except Exception as error:  # connections break in many ways
+        raise _none_found(published, where, str(error) or type(error).__name__) from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -187,7 +188,7 @@ def _answers(url: str) -> bool:
     except urllib.error.HTTPError as error:
         error.close()
         return True  # it says no to this question, but it speaks
-    except (OSError, http.client.HTTPException):
+    except Exception:  # connections break in many ways
         return False
 
 
