@@ -114,9 +114,22 @@ def test_each_look_at_the_test_split_is_recorded(scored: Path, tmp_path: Path):
 
 
 def test_runs_are_compared_on_the_same_seeds(scored: Path, undisturbed: Path, tmp_path: Path):
-    assert tiny.call(
-        *("compare", str(scored), str(undisturbed), "-n", "30", "--json", "c.json", "--out", "c")
-    ) == 0
+    assert (
+        tiny.call(
+            *(
+                "compare",
+                str(scored),
+                str(undisturbed),
+                "-n",
+                "30",
+                "--json",
+                "c.json",
+                "--out",
+                "c",
+            )
+        )
+        == 0
+    )
     record = read_json(Path("c/comparison.json"))
     assert record["metrics"] == read_json(Path("c.json"))
     same = record["metrics"]["frechet_distance"]

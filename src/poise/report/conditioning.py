@@ -13,6 +13,7 @@ from poise.report.words import is_number, listed, plural, sentence, share
 AGREEMENT, _AGREEMENT_SERIOUS = 0.05, 0.1
 _BALANCE, _BALANCE_SERIOUS = 0.05, 0.15
 _LOST = 0.02  # share of real images in missed groups from which they matter
+_HARDLY = 0.01  # share of samples below which no figure is worth giving
 _EXPECTED = 5  # samples of a class from which none at all is no chance
 _CHANCE = 0.01  # p-value of the test that samples have the classes of real images
 _NAMED = 5  # classes named in one sentence
@@ -167,12 +168,18 @@ def _unasked(classes: Row) -> list[int]:
 def _missing(scores: Row, missing: list[tuple[int, str]], *, asked: bool) -> Finding:
     """`No sample shows cat or dog; of real images 20 % do.`"""
     indices = [i for i, _ in missing]
-    predicted = items(section(scores, "classes"), "predicted")
+    classes = section(scores, "classes")
+    predicted, estimated = items(classes, "predicted"), items(classes, "estimated")
     total = _part(predicted)
-    who = "Hardly a sample shows"
+    who = "Hardly any sample shows"
     if total:
         seen = _part(predicted, indices) / total
-        who = f"Only {share(seen)} of samples show" if seen else "No sample shows"
+        if len(estimated) == len(predicted):  # the probe's own errors are taken off there
+            seen = min(seen, _part(estimated, indices))
+        if seen >= _HARDLY:
+            who = f"Only {share(seen)} of samples show"
+        elif not _part(predicted, indices):
+            who = "No sample shows"
     part = _part(real_shares(scores), indices)
     rest = f"; of real images {share(part)} do" if part else ""
     told = f"{who} {_either([name for _, name in missing])}{rest}"
