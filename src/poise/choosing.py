@@ -21,12 +21,12 @@ from poise.diffusion.proposal import Proposal, propose
 from poise.errors import DataError, UsageError, nearest
 from poise.evaluation.denoising import denoising_error, noise_levels
 from poise.evaluation.evaluate import FEWEST, compare
-from poise.evaluation.features import extract, features_named
+from poise.evaluation.features import extract
 from poise.journal import Prepared
 from poise.runtime import seed_at
 from poise.sampling import Guidance, Model, Weights, assemble, chosen_model, draw, write_choice
 from poise.scoring import labels_like, real_of
-from poise.scoring.judge import encoder_of, extractor_of
+from poise.scoring.real import features_of, space_of
 from poise.training.ema import profile_name, profile_std
 
 _LOWER = {"frechet_distance", "kernel_distance"}
@@ -70,10 +70,8 @@ class Judge:
             )
         settings, real = self.job.config.evaluation, real_of(self.job, "val")
         quiet = Screen(quiet=True)
-        domain = features_named(settings.features, self.job.facts.resolution) == "domain"
-        encoder = encoder_of(real, settings, quiet) if domain else None
-        self.extractor = extractor_of(real, settings, encoder)
-        self.reference = extract(self.extractor, real.reference)
+        self.extractor, _ = space_of(real, settings, quiet)
+        self.reference = features_of(self.extractor, real.reference, quiet, "")
 
     def measure(self, model: Model, stream: str) -> dict[str, float]:
         """All metrics of samples whose noise and labels follow from `stream`."""

@@ -44,7 +44,7 @@ from poise.resuming import (
     refuse_used_folder,
 )
 from poise.runtime import Runtime, choose_runtime, describe_environment
-from poise.scoring import evaluate, fitting_count
+from poise.scoring import check_features, evaluate, fitting_count
 from poise.settings import Config, EvaluationConfig
 from poise.signals import terminate_as_interrupt
 from poise.stability.files import file_incidents
@@ -100,6 +100,7 @@ def _train(job: Job, screen: Screen, world: World | None) -> RunDir:
         return run
     try:
         with terminate_as_interrupt():
+            check_features(prepared)
             if prepared.config.stability.preflight and not run.checkpoint_files():
                 prepared = check(prepared, screen)
             if world is not None:
@@ -250,7 +251,11 @@ def score_again(
     prepared = reopen(run, screen)
     evaluation = prepared.config.evaluation
     settings = EvaluationConfig.model_validate(
-        {**evaluation.model_dump(), "encoder_images": None, **(changes or {})}
+        {
+            **evaluation.model_dump(),
+            "encoder_images": 0 if evaluation.encoder_images == 0 else None,  # 0: never
+            **(changes or {}),
+        }
     )
     if count is None:
         count = fitting_count(len(getattr(prepared.splits, split)))

@@ -51,7 +51,8 @@ def test_novel_real_images_score_like_real_ones(digits):
     metrics = result["metrics"]
     assert list(metrics) == [name for name in METRICS if name in metrics]
     for name, metric in metrics.items():
-        assert metric["n"][0] in (len(novel[0]), 397), name
+        assert metric["n"][0] == len(novel[0]), name
+        assert metric["n"][1] in (397, 500, 900), name  # vendi; reference; training images
         assert metric["protocol"]["features_digest"] == result["features"]["digest"]
         if metric["low"] is not None and not metric["mark"]:
             assert metric["low"] <= metric["value"] <= metric["high"], name
@@ -107,7 +108,8 @@ def test_without_training_images_the_reference_is_searched(digits):
     assert set(range(30)) <= set(record["copying"]["flagged_indices"])
     assert any("No training images are known" in w for w in record["warnings"])
     real = record["metrics"]["frechet_distance"]
-    assert real["protocol"]["real_n"] == [250, 250] and real["real"] > 0
+    assert real["protocol"]["real_n"] == [221, 279] and real["real"] > 0
+    assert real["protocol"]["real_scaled"]  # to the 397 and 500 of the samples
 
 
 def test_a_probe_names_what_is_missing(digits):
@@ -139,9 +141,7 @@ def test_weak_figures_come_with_a_warning(digits):
     few = (reference[0][:60], reference[1][:60])
     record = scored(novel[0][:30], real_of(train, few)).record
     said = " ".join(record["warnings"])
-    for sentence in (
-        *("Only 30 samples", "Only 60 reference images", "30 samples for 64 feature dimensions"),
-    ):
+    for sentence in ("Only 30 samples", "Only 60 reference images"):
         assert sentence in said
     assert all(record["metrics"][name]["mark"] for name in ("frechet_distance", "precision"))
     small = (train[0][:150], train[1][:150])

@@ -182,3 +182,64 @@ def test_the_trade_off_is_drawn_and_changes_no_choice(scored: Path, tmp_path: Pa
     assert not (root / "choices.json").exists()
     assert "strength" in (root / "report.html").read_text("utf-8")
     assert tiny.call("tradeoff", str(root), "-n", "5") == 2
+
+
+def test_a_snapshot_that_cannot_be_scored_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from poise.errors import ArtifactError
+
+    def refused(self: Watcher, images_seen: int) -> None:
+        raise ArtifactError("Cannot write scores.jsonl: the disk is full.")
+
+    monkeypatch.setattr(Watcher, "score", refused)
+    config = small_run.configured(cadence__evaluations=2, evaluation__snapshot_samples=10)
+    assert small_run.train(tmp_path / "run", config) == small_run.IMAGES
+    rows = small_run.events(tmp_path / "run", "log-failed")
+    assert rows and all("was not scored: Cannot write" in row["message"] for row in rows)
+
+
+def test_the_best_snapshot_is_named_at_the_end(scored: Path):
+    (named,) = [r for r in read_jsonl(scored / "events.jsonl") if r["kind"] == "best_snapshot"]
+    assert "is best" in named["message"]
+
+
+def test_weights_that_are_not_there_are_missed_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    options = [*tiny.set_options(), "--set", "evaluation.features=inception"]
+    options += ["--set", "evaluation.feature_weights=nowhere.pth"]
+    assert tiny.call("train", "digits", "--run", "run", "--images", "64", *options) == 1
+    assert "nowhere.pth" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_mapped_images_are_scored_like_those_in_memory(tmp_path: Path):
+    import numpy as np
+
+    from poise.data.imageset import Subset
+    from poise.data.store import Shards
+    from poise.scoring.judge import judge
+    from poise.scoring.real import Real, Samples
+    from poise.settings import EvaluationConfig
+
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (420, 3, 8, 8), np.uint8)
+    y = rng.integers(0, 2, 420)
+    mapped = Shards([x[:150], x[150:300], x[300:]])
+    rows = {"train": np.arange(200), "reference": np.arange(200, 320)}
+    settings = EvaluationConfig(features="pixels", encoder_images=2000)
+    records = []
+    for images in (x, mapped):
+        real = Real(
+            Subset(images, rows["reference"]),
+            y[rows["reference"]],
+            Subset(images, rows["train"]),
+            y[rows["train"]],
+            ("a", "b"),
+            "val",
+            "d",
+        )
+        samples = Samples(x[320:], y[320:])
+        records.append(judge(samples, real, settings, {}, Screen(quiet=True)).record)
+    assert records[0] == records[1]

@@ -152,7 +152,9 @@ class Run:
             ArtifactError: a snapshot without its run, or images that changed since.
         """
         changes = {"features": features, "feature_weights": feature_weights}
-        given = {k: str(v) for k, v in changes.items() if v is not None}
+        given = {k: None if v is None else str(v) for k, v in changes.items()}
+        if features is None:  # as the run was set; with others its weights have no meaning
+            given = {k: v for k, v in given.items() if v is not None}
         return pipeline.score_again(
             self._run_dir(), self._screen, split=split, count=n, changes=given
         )

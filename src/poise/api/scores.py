@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from poise import pipeline
-from poise.artifacts import RunDir
+from poise.artifacts import RunDir, read_json
 from poise.console import Screen
 from poise.errors import UsageError
 from poise.evaluation.reference import Reference
 from poise.report.comparison import write_comparison
 from poise.report.evaluation import verdict_lines, write_evaluation
+from poise.scoring.anybody import RECORD, score_pairs, score_samples
 from poise.scoring.anybody import make_reference as _make_reference
-from poise.scoring.anybody import score_pairs, score_samples
 from poise.scoring.compare import compare_runs
 from poise.scoring.foreign import Wanted
 from poise.settings import EvaluationConfig
@@ -50,7 +50,7 @@ def evaluate_samples(
     Returns:
         What evaluation.json holds, and the path of the page.
     """
-    folder = Path(out) if out is not None else Path("evaluations") / Path(samples).resolve().stem
+    folder = Path(out) if out is not None else _free_folder(Path(samples).resolve())
     wanted = Wanted(
         str(samples), str(reference), None if train is None else str(train), split, resolution
     )
@@ -126,6 +126,16 @@ def compare(
     jobs = [pipeline.reopen(RunDir(root), screen) for root in roots]
     record = compare_runs(jobs, folder, screen, count=n, seed=seed, split_name=split)
     return record, write_comparison(folder)
+
+
+def _free_folder(samples: Path) -> Path:
+    """evaluations/NAME, with a number if it holds an evaluation of other samples."""
+    for number in range(1, 1000):
+        folder = Path("evaluations") / (samples.stem + (f"-{number:03d}" if number > 1 else ""))
+        record = folder / RECORD
+        if not record.exists() or Path(read_json(record).get("source", "")).resolve() == samples:
+            return folder
+    raise UsageError("evaluations/ is full of this name.", remedy="Name a folder with --out.")
 
 
 def evaluation_settings(features: str, weights: str | Path | None) -> EvaluationConfig:

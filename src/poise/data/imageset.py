@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,3 +58,35 @@ class Dataset:
         if self.weights is not None:
             sha.update(self.weights.tobytes())
         return sha.hexdigest()
+
+
+@final
+class Subset:
+    """Some images of a set, read when they are asked for; indexed like an array [N, C, H, W].
+
+    What comes back is a copy, so that a mapped set is never in memory as a whole.
+    """
+
+    def __init__(self, images: Any, rows: NDArray[np.int64], *, mirrored: bool = False) -> None:
+        """
+        Args:
+            images: uint8 [.., C, H, W], indexed like an array.
+            rows: which of them, in this order.
+            mirrored: hand them out turned left to right.
+        """
+        self._images, self._rows, self._mirrored = images, rows, mirrored
+        self.shape: tuple[int, ...] = (len(rows), *images.shape[1:])
+        self.dtype, self.ndim = images.dtype, images.ndim
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: Any) -> NDArray[np.uint8]:
+        """One image for a whole number; several for a slice, index array or mask."""
+        found = self._images[self._rows[key]]
+        turned: NDArray[np.uint8] = found[..., ::-1] if self._mirrored else found
+        return np.ascontiguousarray(turned)
+
+    def mirrored(self) -> "Subset":
+        """The same images, turned left to right."""
+        return Subset(self._images, self._rows, mirrored=not self._mirrored)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from poise.evaluation.features import FeatureExtractor, extract
@@ -47,6 +48,7 @@ def cached_extract(
     extractor: FeatureExtractor,
     images: Any,
     *,
+    device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float64]:
     """`extract`, or what it gave for the same images and extractor before; float64 [N, D].
@@ -56,10 +58,11 @@ def cached_extract(
     Args:
         extractor: the feature space.
         images: uint8 [N, C, H, W].
+        device: where the network works.
         progress: called with images done and their number.
     """
     if len(images) < _FEWEST:
-        return extract(extractor, images, progress=progress)
+        return extract(extractor, images, device=device, progress=progress)
     name = f"{extractor.name}-{extractor.digest}-{content_hash(images)}.npy"
     path = cache_folder() / "features" / name
     with contextlib.suppress(OSError, ValueError):
@@ -68,7 +71,7 @@ def cached_extract(
             with contextlib.suppress(OSError):
                 os.utime(path)
             return np.asarray(known, np.float64)
-    features = extract(extractor, images, progress=progress)
+    features = extract(extractor, images, device=device, progress=progress)
     narrow = features.astype(np.float32)
     if np.array_equal(narrow, features):  # a space of float64 features is not kept
         with contextlib.suppress(OSError):

@@ -25,10 +25,11 @@ class Answers:
     """Of one network.
 
     Attributes:
-        network: its name and digest.
+        network: whose logits these are: name and digest.
         samples: logits or log-probabilities of the samples [M, C].
         stand_in: the same of real images in the samples' place.
-        conditioning: what a probe trained on these classes found; None: the classes are others.
+        conditioning: what a probe trained on these classes found; None: there is none.
+        probe: its name and digest; the network itself, unless that is a published one.
         accuracy: of that probe on real images that it had not seen, as training measured it.
     """
 
@@ -36,6 +37,7 @@ class Answers:
     samples: NDArray[np.float64]
     stand_in: NDArray[np.float64]
     conditioning: Conditioning | None = None
+    probe: str = ""
     accuracy: float | None = None
 
     def metrics(self, n: tuple[int, int]) -> dict[str, Metric]:
@@ -48,7 +50,7 @@ class Answers:
         c = self.conditioning
         if c is None:
             return found
-        own = {"probe": self.network, "probe_accuracy": finite(c.real_accuracy)}
+        own = {"probe": self.probe, "probe_accuracy": finite(c.real_accuracy)}
         mark = c.note or few(n)
         if c.asked:
             joint = Estimate(
@@ -83,7 +85,7 @@ class Answers:
         }
         return {
             **c.to_json(),
-            "probe": self.network,
+            "probe": self.probe,
             "probe_accuracy": finite(c.real_accuracy),
             "training_accuracy": finite(self.accuracy),
             "usable": not c.note,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc
 
 from poise.errors import DataError, UsageError
-from poise.evaluation.estimate import Estimate
+from poise.evaluation.estimate import Estimate, share_error
 from poise.evaluation.extractors.domain import weak_below
 
 Labels = NDArray[np.int64]
@@ -209,7 +209,7 @@ def _agreement(confusion: Labels | None) -> Estimate:
         return Estimate(math.nan)
     M = int(confusion.sum())
     a = float(np.trace(confusion)) / M
-    return Estimate(a, samples_error=math.sqrt(a * (1 - a) / M))
+    return Estimate(a, samples_error=share_error(a, M))
 
 
 def _agreement_real(recall: Shares, mix: Shares | None, real: Labels | None) -> Estimate:

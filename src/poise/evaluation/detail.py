@@ -6,6 +6,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from poise.data.imageset import Subset
 from poise.errors import DataError
 from poise.evaluation.estimate import Estimate
 
@@ -14,7 +15,7 @@ _ROUNDING = 1 / 12  # energy per coefficient that rounding to bytes adds
 _BATCH = 64
 
 
-def fine_detail(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+def fine_detail(images: NDArray[np.uint8] | Subset) -> NDArray[np.float64]:
     """Energy of each image's fine detail, relative to the detail twice as coarse.
 
     The logarithm of the mean energy per coefficient of the cosine transform (type II: mirrored at
@@ -51,7 +52,9 @@ def fine_detail(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.concatenate(found)
 
 
-def detail_estimate(samples: NDArray[np.uint8], reference: NDArray[np.uint8]) -> Estimate:
+def detail_estimate(
+    samples: NDArray[np.uint8] | Subset, reference: NDArray[np.uint8] | Subset
+) -> Estimate:
     """Typical fine detail of samples over that of real images: 1 is alike.
 
     The ratio of the geometric means of `fine_detail`'s energies, errors by the delta method. Below

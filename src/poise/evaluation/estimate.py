@@ -28,3 +28,11 @@ class Estimate:
         known = [e for e in (self.samples_error, self.reference_error) if not math.isnan(e)]
         reach = CONFIDENCE * math.hypot(*known) if known else math.nan
         return self.value - reach, self.value + reach
+
+
+def share_error(share: float, count: int) -> float:
+    """Standard error of a share of `count` images, 0 to 1: sqrt(p (1 - p) / n), at least sqrt(2)/n.
+
+    Even none of n says that the true share is below about 3/n, and no more.
+    """
+    return max(math.sqrt(share * (1 - share) / count), math.sqrt(2) / count)

@@ -19,7 +19,7 @@ from poise.evaluation.detail import detail_estimate
 from poise.evaluation.distances import Features
 from poise.evaluation.diversity import groups
 from poise.evaluation.estimate import CONFIDENCE, Estimate
-from poise.evaluation.fidelity import frechet_between, frechet_distance, frechet_estimate
+from poise.evaluation.fidelity import frechet_distance, frechet_estimate
 from poise.evaluation.kernels import kernel_distance, kernel_estimate
 from poise.evaluation.memorisation import Surroundings, copies, surroundings
 from poise.evaluation.metric import METRICS, Metric, finite, named
@@ -33,6 +33,7 @@ from poise.evaluation.panel import (
     few,
     fidelity,
     median_error,
+    rank_mark,
     subset_of,
 )
 from poise.runtime import generator_at
@@ -52,11 +53,13 @@ class Judged:
         record: plain data; everything that is shown or kept.
         realism: of each sample [M]: how well it lies within the real images.
         missed: indices of reference images of kinds that the samples miss, for people to look at.
+        nearest: the searched image that is nearest to each sample [M].
     """
 
     record: dict[str, Any]
     realism: NDArray[np.float64]
     missed: NDArray[np.int64]
+    nearest: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ class Compared:
         labels: the class asked of each sample; None: not known.
         reference_labels, train_labels: classes of real images; None: there are none.
         names: of the classes.
+        learnt: whether the features were learnt from the training images, which then show them as
+            no other images do and cannot stand in for samples.
+        unsearched: training images beyond those in `train`, among which no copy is looked for.
     """
 
     samples: Side
@@ -81,15 +87,21 @@ class Compared:
     reference_labels: Labels | None = None
     train_labels: Labels | None = None
     names: tuple[str, ...] = ()
+    learnt: bool = False
+    unsearched: int = 0
 
     def sides(self) -> Sides:
-        """With real images in the samples' place: training images, else a half of the reference."""
+        """With real images in the samples' place: training images, else some of the reference.
+
+        The reference is divided like samples to reference, since shares depend on that ratio, but
+        neither part gets less than a quarter.
+        """
         M, N = len(self.samples), len(self.reference)
-        if self.train is not None:
+        if self.train is not None and not self.learnt:
             stand_in = self.train.take(subset_of(len(self.train), M))
             return Sides(self.samples, self.reference, stand_in, self.reference)
         order = torch.randperm(N, generator=generator_at(0, N, "halves")).numpy()
-        size = min(M, N // 2)
+        size = min(max(round(N * M / (M + N)), N // 4), N - N // 4)
         one, other = np.sort(order[:size]), np.sort(order[size:])
         return Sides(
             self.samples, self.reference, self.reference.take(one), self.reference.take(other)
@@ -138,7 +150,12 @@ def evaluate_all(
         "copying": copying,
         "warnings": _warnings(compared, copying),
     }
-    return Judged(record, realism(reference, samples), kinds.nearest[kinds.under])
+    return Judged(
+        record,
+        realism(reference, samples),
+        kinds.nearest[kinds.under],
+        near.samples.indices[:, 0] % near.images,
+    )
 
 
 def moments_alone(
@@ -146,11 +163,12 @@ def moments_alone(
 ) -> Judged:
     """The Fréchet distance of samples [M, D] to moments that some tool has kept of real images.
 
-    Nothing else can be had from moments: no real value, no interval, no copies.
+    Nothing else can be had from moments: no real value, no error of the reference, no copies.
     """
-    n = (len(f), moments.count or 0)
-    mark = "Only moments of the real images are known: no value of real images stands beside it."
-    value = frechet_between(Moments.of(f), moments)
+    n = (len(f), moments.count)
+    told = "Only moments of the real images are known: no value of real images stands beside it."
+    mark = " ".join(part for part in (few(n) or rank_mark(n, f.shape[1]), told) if part)
+    value = frechet_estimate(f, moments)
     record = {
         "features": dict(features),
         "metrics": {
@@ -160,9 +178,10 @@ def moments_alone(
         "classes": None,
         "groups": None,
         "copying": {},
-        "warnings": [mark],
+        "warnings": [told],
     }
-    return Judged(record, np.full(len(f), np.nan), np.zeros(0, np.int64))
+    nobody = np.zeros(0, np.int64)
+    return Judged(record, np.full(len(f), np.nan), nobody, nobody)
 
 
 def compare(f: Features, f_ref: Features, k: int) -> dict[str, float]:
@@ -174,40 +193,31 @@ def compare(f: Features, f_ref: Features, k: int) -> dict[str, float]:
     }
 
 
-def few_metrics(
-    samples: Side, reference: Side, train: Features, *, k: int, views: int = 1
-) -> dict[str, Any]:
-    """What is followed while a run trains: quick metrics, their errors, real values, copies.
+def few_metrics(samples: Side, reference: Side, near: Surroundings, k: int) -> dict[str, Any]:
+    """What is followed while a run trains: quick metrics with their errors, and copies.
 
     Args:
         samples, reference: with their images.
-        train: features of what is searched for copies, [views * N, D].
+        near: what lies around the samples.
         k: neighbours of precision, recall, density and coverage.
-        views: 2 where the mirrored images follow the images in `train`.
 
     Returns:
-        values, errors (standard errors), real: name -> number; copies: samples that the test flags.
+        values, errors (standard errors from the samples): name -> number, None where not known;
+        copies: how many samples the test flags.
     """
-    near = surroundings(train, reference.features, samples.features, views)
-    stand_in = train[subset_of(near.images, len(samples))]
     f, f_ref = samples.features, reference.features
+    distances = near.samples.distances[:, 0]
     found = {
         "frechet_distance": frechet_estimate(f, f_ref),
         "kernel_distance": kernel_estimate(f, f_ref),
         **coverage_estimates(f_ref, f, k),
+        "nearest_train_distance": Estimate(float(np.median(distances)), median_error(distances)),
     }
     if samples.images is not None and reference.images is not None:
         found["fine_detail"] = detail_estimate(samples.images, reference.images)
-    distance = float(np.median(near.samples.distances[:, 0]))
-    real = compare(stand_in, f_ref, k) | {
-        "fine_detail": 1.0,
-        "nearest_train_distance": float(np.median(near.real.distances[:, 0])),
-    }
-    values = {name: finite(e.value) for name, e in found.items()}
     return {
-        "values": values | {"nearest_train_distance": distance},
+        "values": {name: finite(e.value) for name, e in found.items()},
         "errors": {name: finite(e.samples_error) for name, e in found.items()},
-        "real": real,
         "copies": copies(near)["flagged"],
     }
 
@@ -293,7 +303,7 @@ def per_class(compared: Compared, k: int) -> list[dict[str, Any]] | None:
                 "kernel_distance": kernel_estimate(f, f_ref),
                 **coverage_estimates(f_ref, f, k),
             }
-            stand_in = _class_stand_in(compared, number, len(own))
+            stand_in = _class_stand_in(compared, number, len(own), k)
             known = None if stand_in is None else compare(stand_in, f_ref, k)
             for metric, estimate in estimates.items():
                 low, high = estimate.interval()
@@ -307,34 +317,34 @@ def per_class(compared: Compared, k: int) -> list[dict[str, Any]] | None:
     return rows
 
 
-def _class_stand_in(compared: Compared, number: int, size: int) -> Features | None:
+def _class_stand_in(compared: Compared, number: int, size: int, k: int) -> Features | None:
     """Training images of a class in its samples' place; None where there are too few."""
-    if compared.train is None or compared.train_labels is None:
+    if compared.train is None or compared.train_labels is None or compared.learnt:
         return None
     rows = np.flatnonzero(compared.train_labels == number)
-    if len(rows) < _FEWEST_OF_CLASS:
+    if len(rows) < max(_FEWEST_OF_CLASS, k + 1):
         return None
     return compared.train.features[rows[subset_of(len(rows), size)]]
 
 
 def _warnings(compared: Compared, copying: Mapping[str, Any]) -> list[str]:
     """Plain sentences about what weakens the figures as a whole."""
-    M, N, D = len(compared.samples), *compared.reference.features.shape
+    M, N = len(compared.samples), len(compared.reference)
     found = []
     for count, name in ((M, "samples"), (N, "reference images")):
         if count < FEW:
             found.append(f"Only {count} {name}: below {FEW}, every score is mostly chance.")
-        if count <= D:
-            found.append(
-                f"{count} {name} for {D} feature dimensions: the Fréchet distance is far too high; "
-                "compare it with its real value only, or rely on the kernel distance."
-            )
     if compared.train is None:
         found.append(
             "No training images are known: copies are looked for among the reference images, and "
             "real values come from one half of them against the other."
         )
-    elif len(compared.train) < M:
+    elif compared.unsearched:
+        found.append(
+            f"Copies were looked for among {len(compared.train):,} training images; "
+            f"{compared.unsearched:,} more were not searched."
+        )
+    if compared.train is not None and len(compared.train) < M:
         found.append(
             f"Only {len(compared.train)} training images for {M} samples: the real values come "
             "from fewer images than the scores."

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from poise.data.imageset import Subset
 from poise.errors import DataError, UsageError, nearest
 from poise.evaluation.extractors.fixed import Pixels, RandomConv
 
@@ -86,17 +87,19 @@ def build_features(name: str, resolution: int, weights: Path | None = None) -> F
 
 def extract(
     extractor: FeatureExtractor,
-    images: NDArray[np.uint8] | torch.Tensor,
+    images: NDArray[np.uint8] | Subset | torch.Tensor,
     batch: int = 256,
     *,
+    device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float64]:
     """Features of all images.
 
     Args:
         extractor: the feature space.
-        images: uint8 [N, C, H, W]; a tensor is processed on its own device.
+        images: uint8 [N, C, H, W].
         batch: images per call; changes speed and memory, and features by float32 rounding only.
+        device: where the network works.
         progress: called with images done and their number.
 
     Returns:
@@ -115,7 +118,7 @@ def extract(
         for start in range(0, len(images), batch):
             x = images[start : start + batch]
             x = x if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x))
-            f = extractor(x).to("cpu", torch.float64).numpy()
+            f = extractor(x.to(device)).to("cpu", torch.float64).numpy()
             _refuse_non_finite(f, extractor.name, start)
             parts.append(f)
             if progress is not None:

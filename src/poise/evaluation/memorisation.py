@@ -6,7 +6,7 @@ deduplicate first; near-duplicates within the training set cost power, identical
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,18 @@ def surroundings(
         N,
         float(np.sqrt(train.var(0).sum())),
     )
+
+
+def around(near: Surroundings, train: Features, samples: Features) -> Surroundings:
+    """The same for other samples; only they are searched for.
+
+    Args:
+        near: of the same `train`.
+        train: [views * N, D].
+        samples: [M, D].
+    """
+    check_features(train=train, samples=samples)
+    return replace(near, samples=search(train, samples, NEIGHBOURS))
 
 
 def nearest(train: Features, queries: Features) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

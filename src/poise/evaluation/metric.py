@@ -52,7 +52,7 @@ class Metric:
     Attributes:
         estimate: the value with its standard errors; nan: it cannot be had, and `mark` says why.
         real: the same figure for real images in the samples' place; None: there is none.
-        n: counts of samples and of reference images that it was computed from.
+        n: counts of samples and of the real images that it was computed from; None: not known.
         kind: what it judges.
         better: where it is good; match: near `real`.
         mark: why it must not be read alone, as a sentence; empty: nothing speaks against it.
@@ -63,7 +63,7 @@ class Metric:
 
     estimate: Estimate
     real: float | None
-    n: tuple[int, int]
+    n: tuple[int, int | None]
     kind: Kind
     better: Better
     mark: str = ""
@@ -101,7 +101,7 @@ def named(
     name: str,
     estimate: Estimate | float,
     real: float | None,
-    n: tuple[int, int],
+    n: tuple[int, int | None],
     mark: str = "",
     **own: Any,
 ) -> Metric:

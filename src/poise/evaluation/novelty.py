@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from poise.evaluation.distances import Features
-from poise.evaluation.estimate import Estimate
+from poise.evaluation.estimate import Estimate, share_error
 from poise.evaluation.likelihood import feature_likelihood
 from poise.evaluation.memorisation import Neighbours, Surroundings
 from poise.runtime import generator_at
@@ -127,6 +127,7 @@ def cells_of(train: Features, *queries: Features) -> list[NDArray[np.int64]]:
     directions.
     """
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
     rows = torch.randperm(len(train), generator=generator_at(0, len(train), "cells"))[:_FITTED]
     x = train[rows.sort().values.numpy()]
@@ -135,9 +136,9 @@ def cells_of(train: Features, *queries: Features) -> list[NDArray[np.int64]]:
     if x.shape[1] > _DIMENSIONS:
         directions = np.linalg.eigh((x - mean).T @ (x - mean))[1][:, -_DIMENSIONS:]
     points = (x - mean) @ directions
-    fitted = KMeans(min(_CELLS, len(np.unique(points, axis=0))), n_init=3, random_state=0).fit(
-        points
-    )
+    cells = KMeans(min(_CELLS, len(np.unique(points, axis=0))), n_init=3, random_state=0)
+    with threadpool_limits(1):  # the order of a sum must not depend on their number
+        fitted = cells.fit(points)
     return [fitted.predict((q - mean) @ directions).astype(np.int64) for q in queries]
 
 
@@ -152,4 +153,4 @@ def _share(hits: NDArray[np.bool_]) -> Estimate:
     if not len(hits):
         return Estimate(float("nan"))
     share = float(hits.mean())
-    return Estimate(share, float(np.sqrt(share * (1 - share) / len(hits))))
+    return Estimate(share, share_error(share, len(hits)))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from poise.data.imageset import Subset
 from poise.evaluation.coverage import coverage_estimates, rarity, rarity_summary
 from poise.evaluation.detail import detail_estimate
 from poise.evaluation.distances import Features
@@ -23,7 +24,8 @@ from poise.evaluation.metric import Metric, finite, named
 from poise.evaluation.moments import Moments
 from poise.runtime import generator_at
 
-Images = NDArray[np.uint8]
+Images = NDArray[np.uint8] | Subset
+Counts = tuple[int, int | None]  # of samples, and of reference images where that is known
 
 FEW = 100  # images of a set below which every figure is mostly chance
 _SUBSETS, _SUBSET = 100, 1000  # of the kernel distance as it was published
@@ -157,10 +159,10 @@ def subset_of(n: int, size: int) -> NDArray[np.int64]:
     return order[:size].sort().values.numpy()
 
 
-def few(n: tuple[int, int]) -> str:
+def few(n: Counts) -> str:
     """The mark of a figure from fewer images than mean anything; empty for enough."""
     for count, what in zip(n, ("samples", "reference images"), strict=True):
-        if count < FEW:
+        if count is not None and count < FEW:
             return f"Only {count} {what}: below {FEW} the figure is mostly chance."
     return ""
 
@@ -182,7 +184,7 @@ def _frechet(sides: Sides) -> dict[str, Metric]:
     real = frechet_estimate(sides.stand_in.features, sides.stand_in_reference.features).value
     if sides.real_n != sides.n:  # the distance of equal distributions falls like 1/n
         real *= _per_image(sides.n) / _per_image(sides.real_n)
-    mark = few(sides.n) or _rank_mark(sides.n, D)
+    mark = few(sides.n) or rank_mark(sides.n, D)
     floor = frechet_bias(reference.covariance, *sides.n)
     found = {
         "frechet_distance": named(
@@ -192,6 +194,7 @@ def _frechet(sides: Sides) -> dict[str, Metric]:
             sides.n,
             mark,
             real_n=list(sides.real_n),
+            real_scaled=sides.real_n != sides.n,
             floor=floor,
         )
     }
@@ -243,24 +246,38 @@ def _kernels(sides: Sides) -> dict[str, Metric]:
             deviation_of_subsets=std,
             real_n=list(sides.real_n),
         ),
-        "cmmd": _with_real(
+        "cmmd": named(
             "cmmd",
-            sides,
-            lambda s: cmmd(s.samples.features, s.reference.features),
+            cmmd(sides.samples.features, sides.reference.features),
+            _real_cmmd(sides),
+            sides.n,
+            few(sides.n),
             kernel="Gaussian, sigma 10 on unit vectors, times 1000",
             estimator="biased, as published",
+            real_n=list(sides.real_n),
+            real_scaled=sides.real_n != sides.n,
         ),
     }
 
 
+def _real_cmmd(sides: Sides) -> float:
+    """CMMD of real images, its bias brought to the counts of the samples."""
+    f, f_ref = sides.stand_in.features, sides.stand_in_reference.features
+    unbiased = cmmd(f, f_ref, biased=False).value
+    bias = cmmd(f, f_ref).value - unbiased
+    return unbiased + bias * _per_image(sides.n) / _per_image(sides.real_n)
+
+
 def _balls(sides: Sides, k: int) -> dict[str, Metric]:
     values = coverage_estimates(sides.reference.features, sides.samples.features, k)
-    real = coverage_estimates(sides.stand_in_reference.features, sides.stand_in.features, k)
+    real: dict[str, Estimate] = {}
+    if k < min(sides.real_n):
+        real = coverage_estimates(sides.stand_in_reference.features, sides.stand_in.features, k)
     return {
         name: named(
             name,
             values[name],
-            real[name].value,
+            real[name].value if real else None,
             sides.n,
             few(sides.n),
             neighbours=k,
@@ -274,9 +291,10 @@ def _per_image(n: tuple[int, int]) -> float:
     return 1 / n[0] + 1 / n[1]
 
 
-def _rank_mark(n: tuple[int, int], D: int) -> str:
+def rank_mark(n: Counts, D: int) -> str:
+    """The mark of a Fréchet distance of fewer images than dimensions; empty for enough."""
     for count, what in zip(n, ("samples", "reference images"), strict=True):
-        if count <= D:
+        if count is not None and count <= D:
             return (
                 f"{count} {what} for {D} feature dimensions: the distance is far too high; compare "
                 "it with its real value only, or rely on the kernel distance."

@@ -18,8 +18,8 @@ from poise.budget import GRID_IMAGES
 from poise.console import Bar, Screen
 from poise.data.batches import Batch
 from poise.data.prefetch import Feed
-from poise.errors import Interrupted
-from poise.evaluation.standing import ranked
+from poise.errors import ArtifactError, DataError, Interrupted, UsageError
+from poise.evaluation.standing import ranked, standing
 from poise.journal import Journal, Prepared, log_event
 from poise.learning.fresh import feed_from, fresh_state
 from poise.learning.lead import Lead, leading
@@ -111,6 +111,7 @@ def _learn(training: Training) -> int:
                 _session(training, caught, bar)
             journal.finish()
             _scored(training)
+            _settle_best(training)
             if training.best is not None and training.watch.stops:
                 _keep_best(job, *training.best)
             if caught.names:  # while the last files were written
@@ -288,7 +289,9 @@ def _validated(training: Training) -> None:
         training.state.lr_scale = rate.at(seen)
     if job.config.stability.policy == "off" or training.best:
         return
-    found = has_turned(rows + ranked(read_jsonl(job.run.log("scores"))))
+    # A line of this very moment is there only if the run was stopped after it was written.
+    scores = [row for row in read_jsonl(job.run.log("scores")) if row["images_seen"] < seen]
+    found = has_turned(rows + ranked(scores))
     if found is None:
         return
     training.best = found.weights, found.images_seen
@@ -301,12 +304,15 @@ def _validated(training: Training) -> None:
 def _scored(training: Training) -> None:
     """Score the snapshot that was just written, where that is due; past the best the run ends."""
     journal, seen = training.journal, training.state.images_seen
-    if not training.scores.due(seen):
-        return
-    journal.phase = "score"
-    with journal.breaking():
-        found = training.scores.score(seen)
-    journal.phase = "step"
+    if training.scores.due(seen):
+        journal.phase = "score"
+        try:
+            with journal.breaking():
+                training.scores.score(seen)
+        except (ArtifactError, DataError, UsageError, MemoryError) as error:
+            _not_scored(training, error)
+        journal.phase = "step"
+    found = training.scores.standing(seen)
     off = training.job.config.stability.policy == "off"
     if found is None or not found.turned or training.best or off:
         return
@@ -315,6 +321,26 @@ def _scored(training: Training) -> None:
     evidence = {"best_at": found.images_seen, "worse": list(found.worse)}
     sign = Sign("samples-worse", "warning", seen, found.images_seen, found.sentence(), evidence)
     journal.incident(Incident(sign, "keep-best" if training.watch.stops else "none"))
+
+
+def _settle_best(training: Training) -> None:
+    """At the end: name the best snapshot, and keep it if the newest is clearly worse."""
+    job, seen = training.job, training.state.images_seen
+    found = standing(read_jsonl(job.run.log("scores")))
+    if found is None:
+        return
+    log_event(job.run, seen, "info", "best_snapshot", found.sentence())
+    if found.passed and training.best is None:
+        training.best = found.weights, found.images_seen
+
+
+def _not_scored(training: Training, error: Exception) -> None:
+    """A snapshot that cannot be scored does not end the training: it is said, and it goes on."""
+    seen, text = training.state.images_seen, getattr(error, "found", str(error))
+    found = f"The snapshot at {seen:,} images was not scored: {text}"
+    evidence = {"error": type(error).__name__}
+    sign = Sign("log-failed", "warning", seen, seen, found, evidence)
+    training.journal.incident(Incident(sign, "none"))
 
 
 def _keep_best(job: Prepared, weights: str, images_seen: int) -> None:

@@ -42,6 +42,12 @@ _PICTURES = (
         "Above, samples; below each of them the training image nearest to it, closest pairs first. "
         "Pairs that look the same are copies.",
     ),
+    (
+        "neighbours.png",
+        "Neighbours of the first samples",
+        "Above, the first samples, none chosen; below each of them the training image nearest to "
+        "it. That they are of one kind is usual; that they are the same image is not.",
+    ),
 )
 
 

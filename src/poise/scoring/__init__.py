@@ -1,5 +1,19 @@
 """What samples are worth: those of a run, of a snapshot while it trains, or of anybody."""
 
-from poise.scoring.run import evaluate, fitting_count, labels_like, real_of, scoring_seconds
+from poise.scoring.run import (
+    check_features,
+    evaluate,
+    fitting_count,
+    labels_like,
+    real_of,
+    scoring_seconds,
+)
 
-__all__ = ["evaluate", "fitting_count", "labels_like", "real_of", "scoring_seconds"]
+__all__ = [
+    "check_features",
+    "evaluate",
+    "fitting_count",
+    "labels_like",
+    "real_of",
+    "scoring_seconds",
+]

@@ -9,7 +9,7 @@ from poise.console import Screen
 from poise.errors import DataError, UsageError
 from poise.evaluation.cache import content_hash
 from poise.evaluation.metric import Metric
-from poise.evaluation.panel import few
+from poise.evaluation.panel import Side, few
 from poise.evaluation.reconstruction import reconstruction, reconstruction_floor
 from poise.evaluation.reference import (
     Reference,
@@ -25,14 +25,8 @@ from poise.scoring.foreign import (
     same_channels,
     sample_labels,
 )
-from poise.scoring.judge import (
-    Samples,
-    encoder_of,
-    extractor_of,
-    features_of,
-    judge,
-    judge_features,
-)
+from poise.scoring.judge import described, judge, judge_features
+from poise.scoring.real import Samples, features_of, space_of
 from poise.scoring.sheets import save_sheets
 from poise.settings import EvaluationConfig
 
@@ -122,14 +116,18 @@ def make_reference(
         raise UsageError(f"--out {out} is no file for a reference.", expected="a name with .npz")
     wanted = Wanted(source, source, split=split, resolution=resolution)
     real = read_real(wanted, resolution or native_side(source), screen)
-    extractor = extractor_of(real, settings, encoder_of(real, settings, screen))
+    if settings.features == "domain":
+        raise UsageError(
+            "Domain features are learnt from images, which a file of statistics does not hold.",
+            expected="another feature space",
+            remedy="Name the images themselves as --reference, with --features domain.",
+        )
+    extractor, _ = space_of(real, settings, screen)
     features = features_of(extractor, real.reference, screen, "real images")
     reference = Reference.of(
         features,
         {
-            "features": extractor.name,
-            "features_digest": extractor.digest,
-            "resizer": extractor.resizer,
+            **described(extractor, Side(features), prefix=True),
             "resolution": int(real.reference.shape[2]),
             "images": len(features),
             "split": real.split,

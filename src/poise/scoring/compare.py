@@ -11,11 +11,13 @@ from poise.artifacts import write_json
 from poise.console import Screen
 from poise.errors import UsageError
 from poise.evaluation.estimate import CONFIDENCE
+from poise.evaluation.evaluate import FEWEST
 from poise.journal import Prepared
 from poise.pictures import save_grid
 from poise.runtime import seed_at
 from poise.sampling import chosen_model, draw
-from poise.scoring.judge import Samples, judge
+from poise.scoring.judge import judge
+from poise.scoring.real import Samples
 from poise.scoring.run import fitting_count, labels_like, real_of, record_touch
 
 _SHOWN = 10  # samples of each run on the sheet
@@ -49,6 +51,10 @@ def compare_runs(
     _check(jobs, split_name)
     first = jobs[0]
     members = getattr(first.splits, split_name)
+    if len(members) < FEWEST:
+        raise UsageError(
+            f"The {split_name} split holds {len(members)} images.", expected=f"{FEWEST} or more"
+        )
     count = count or fitting_count(len(members))
     drawn_from = seed_at(seed, 0, "comparison") % 2**31
     labels = labels_like(first.dataset, members, count, drawn_from)
@@ -61,7 +67,8 @@ def compare_runs(
         with screen.bar(f"sampling {job.run.root}", count) as bar:
             images = draw(model, count, labels, drawn_from, progress=bar.show)
         about = {**model.describe(), "seed": drawn_from}
-        real = real_of(job, split_name)
+        # One set of real images for all, as the first run sees them: one network, one search.
+        real = real_of(first, split_name)
         judged = judge(Samples(images, asked), real, first.config.evaluation, about, screen)
         records.append({**about, **judged.record})
         shown.append(images[:_SHOWN])
@@ -137,8 +144,11 @@ def _check(jobs: Sequence[Prepared], split_name: str) -> None:
         raise UsageError(f"There is no split {split_name!r} to compare on.", expected="val or test")
     for job in jobs[1:]:
         same = job.dataset.fingerprint == jobs[0].dataset.fingerprint
-        members = (getattr(j.splits, split_name) for j in (job, jobs[0]))
-        if not same or not np.array_equal(*members):
+        alike = all(
+            np.array_equal(getattr(job.splits, name), getattr(jobs[0].splits, name))
+            for name in ("train", split_name)
+        )
+        if not same or not alike:
             raise UsageError(
                 f"{job.run.root} and {jobs[0].run.root} have other data, or split it otherwise.",
                 expected="runs on the same images at the same resolution, with the same split",

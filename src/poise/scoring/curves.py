@@ -30,6 +30,7 @@ from poise.sampling import Model
 _MOST = 256  # images of each split
 _CALLS = 4096  # images times levels denoised at most for each split, beyond the fewest images
 _FEWEST = 64
+_FEW = 32  # images whose mean over noise levels is mostly chance
 
 
 def denoising_record(
@@ -102,6 +103,8 @@ def _means(split: str, bands: Sequence[Band], count: int, sigma_data: float) -> 
         "psnr": ("psnr", "higher", None),
         "ssim": ("ssim", "higher", None),
     }
+    if all(band.ms_ssim is not None for band in bands):  # sides above 160 pixels
+        noisy["ms_ssim"] = ("ms_ssim", "higher", None)
     found = {}
     for short, (key, better, trivial) in noisy.items():
         rows = [getattr(band, key) for band in bands]
@@ -113,6 +116,7 @@ def _means(split: str, bands: Sequence[Band], count: int, sigma_data: float) -> 
             (count, count),
             "denoising",
             "lower" if better == "lower" else "higher",
+            _few(count, split),
             own={"levels": len(rows), "mean_over": "noise levels", "best_scaling": trivial},
         )
     return found
@@ -125,7 +129,8 @@ def _gap_metric(
     if largest is None:
         return {}
     ratio = largest.ratio
-    mark = ""
+    counts = len(splits["train"][0]), len(splits[split_name][0])
+    mark = _few(min(counts), "training or held-out")
     if not math.isfinite(ratio.value):
         mark = "The error on training images is 0: they are known by heart."
         ratio = replace(ratio, value=math.nan)
@@ -133,13 +138,17 @@ def _gap_metric(
         "generalisation_gap": Metric(
             ratio,
             0.0,
-            (len(splits["train"][0]), len(splits[split_name][0])),
+            counts,
             "denoising",
             "lower",
             mark,
             {"at_sigma": largest.sigma, "levels": len(gaps), "largest_over": "noise levels"},
         )
     }
+
+
+def _few(count: int, what: str) -> str:
+    return "" if count >= _FEW else f"Only {count} {what} images: the figure is mostly chance."
 
 
 def _band(band: Band) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from poise.console import Screen
 from poise.data.dataset import Dataset, load_dataset
 from poise.data.decode import read_header
+from poise.data.imageset import Subset
 from poise.data.sources import open_source
 from poise.data.store import is_store, read_manifest
 from poise.errors import DataError, UsageError
-from poise.scoring.judge import Real
+from poise.scoring.real import Images, Real
 from poise.settings import DataConfig
 
 _LOOKED_AT = 64  # images whose size decides
@@ -62,27 +63,29 @@ def read_real(wanted: Wanted, side: int, screen: Screen) -> Real:
     """
     found = _read(wanted.reference, side, screen, "real images")
     members, name = _members(found, wanted)
-    train: tuple[NDArray[np.uint8], NDArray[np.int64] | None] | None = None
+    train: tuple[Subset, NDArray[np.int64] | None] | None = None
     if wanted.train is not None:
         other = _read(wanted.train, side, screen, "training images")
-        rows = [i for i, s in enumerate(other.given_splits) if s in (None, "train")]
-        train = other.images[rows], _labels_as(other, found.label_names, rows)
+        rows = _rows_of(other, (None, "train"))
+        train = Subset(other.images, rows), _labels_as(other, found.label_names, rows)
     else:
-        rows = [i for i, s in enumerate(found.given_splits) if s == "train"]
-        if rows and not set(rows) & set(members.tolist()):
-            train = found.images[rows], None if found.labels is None else found.labels[rows]
+        rows = _rows_of(found, ("train",))
+        if len(rows) and not np.isin(rows, members).any():
+            labels = None if found.labels is None else found.labels[rows]
+            train = Subset(found.images, rows), labels
     return Real(
-        reference=found.images[members],
+        reference=Subset(found.images, members),
         labels=None if found.labels is None else found.labels[members],
         train=None if train is None else train[0],
         train_labels=None if train is None else train[1],
         names=found.label_names,
         split=name,
         data=found.fingerprint,
+        resized="none" if native_side(wanted.reference) == side else f"Lanczos to {side}",
     )
 
 
-def same_channels(samples: NDArray[np.uint8], real: Real) -> tuple[NDArray[np.uint8], Real]:
+def same_channels(samples: Images, real: Real) -> tuple[Images, Real]:
     """Both with equal channels: grey images become three equal ones where the others have colour.
 
     Raises:
@@ -103,7 +106,7 @@ def same_channels(samples: NDArray[np.uint8], real: Real) -> tuple[NDArray[np.ui
     return _coloured(samples), replace(real, reference=_coloured(real.reference), train=wide)
 
 
-def _coloured(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _coloured(images: Images) -> Images:
     return images if images.shape[1] == 3 else images[:].repeat(3, axis=1)
 
 
@@ -116,7 +119,7 @@ def sample_labels(samples: Dataset, names: tuple[str, ...], path: Path) -> NDArr
     if not names:
         return None
     if samples.labels is not None:
-        return _labels_as(samples, names, range(len(samples)))
+        return _labels_as(samples, names, np.arange(len(samples)))
     asked = _labels_beside(path)
     if asked is None:
         return None
@@ -202,15 +205,28 @@ def _members(found: Dataset, wanted: Wanted) -> tuple[NDArray[np.int64], str]:
     return rows, f"{wanted.split} split of the reference"
 
 
+def _rows_of(dataset: Dataset, splits: tuple[str | None, ...]) -> NDArray[np.int64]:
+    """The images that were given to one of the splits."""
+    return np.array([i for i, s in enumerate(dataset.given_splits) if s in splits], np.int64)
+
+
 def _labels_as(
-    dataset: Dataset, names: tuple[str, ...], rows: "list[int] | range"
+    dataset: Dataset, names: tuple[str, ...], rows: NDArray[np.int64]
 ) -> NDArray[np.int64] | None:
-    """The labels of some images in the numbering of `names`; None where they cannot be matched."""
+    """The labels of some images in the numbering of `names`; None where they cannot be matched.
+
+    Names are matched with names if all of them are known, else with numbers.
+    """
     if dataset.labels is None or not names:
         return None
-    matched = [_number((name, name), names) for name in dataset.label_names]
-    chosen = [matched[label] for label in dataset.labels[list(rows)].tolist()]
-    return None if None in chosen else np.array(chosen, np.int64)
+    own = dataset.label_names
+    if set(own) <= set(names):
+        numbers = [names.index(name) for name in own]
+    elif all(n.isascii() and n.isdecimal() and int(n) < len(names) for n in own):
+        numbers = [int(name) for name in own]
+    else:
+        return None
+    return np.array(numbers, np.int64)[dataset.labels[rows]]
 
 
 def _number(label: tuple[str, str], names: tuple[str, ...]) -> int | None:

@@ -1,6 +1,7 @@
 """Samples of a run's newest snapshot against held-out images, written as scores-SPLIT.json."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from poise.artifacts import read_jsonl, write_json
 from poise.console import Screen
 from poise.data.dataset import Dataset
+from poise.data.imageset import Subset
 from poise.errors import DataError
 from poise.evaluation.evaluate import FEWEST
 from poise.evaluation.extractors.domain import train_encoder
@@ -18,7 +20,8 @@ from poise.journal import Prepared, log_event
 from poise.runtime import generator_at, seed_at
 from poise.sampling import Model, chosen_model, draw
 from poise.scoring.curves import denoising_record
-from poise.scoring.judge import Real, Samples, judge
+from poise.scoring.judge import judge
+from poise.scoring.real import Real, Samples
 from poise.scoring.sheets import save_sheets
 from poise.settings import EvaluationConfig
 
@@ -90,9 +93,9 @@ def real_of(job: Prepared, split_name: str) -> Real:
     members, train = getattr(job.splits, split_name), job.splits.train
     labels = job.dataset.labels
     return Real(
-        reference=job.dataset.images[members],
+        reference=Subset(job.dataset.images, members),
         labels=None if labels is None else labels[members],
-        train=job.dataset.images[train],
+        train=Subset(job.dataset.images, train),
         train_labels=None if labels is None else labels[train],
         names=job.dataset.label_names,
         split=split_name,
@@ -100,6 +103,18 @@ def real_of(job: Prepared, split_name: str) -> Real:
         flips=job.config.data.flip == "on",
         mirrored=job.config.data.flip == "on",
     )
+
+
+def check_features(job: Prepared) -> None:
+    """Find the weights of a pretrained feature network before the training, not after it.
+
+    Raises:
+        PoiseError: there are none.
+    """
+    settings = job.config.evaluation
+    if features_named(settings.features, job.facts.resolution) != "domain":
+        weights = None if settings.feature_weights is None else Path(settings.feature_weights)
+        build_features(settings.features, job.facts.resolution, weights)
 
 
 def fitting_count(reference: int) -> int:
@@ -123,7 +138,8 @@ def scoring_seconds(job: Prepared) -> float:
             spent.append(time.monotonic() - started)
         seconds += max(spent[1] - spent[0], 0) / _TRIAL * learning + spent[0]
     if not domain:
-        extractor = build_features(settings.features, job.facts.resolution)
+        weights = None if settings.feature_weights is None else Path(settings.feature_weights)
+        extractor = build_features(settings.features, job.facts.resolution, weights)
         extract(extractor, images)  # the first call is several times slower than those that follow
         started = time.monotonic()
         extract(extractor, images)

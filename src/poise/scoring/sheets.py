@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from poise.evaluation.evaluate import Judged
 from poise.pictures import save_grid
-from poise.scoring.judge import Real, Samples
+from poise.scoring.real import Real, Samples
 
 _SHOWN = 100  # samples on one grid
 _PAIRS = 16  # shown beside their nearest training image
@@ -22,13 +22,17 @@ _MISSING = 16
 
 def save_sheets(folder: Path, samples: Samples, real: Real, judged: Judged) -> None:
     """Write the sheets that these images can be shown on; those of an earlier evaluation go."""
-    for name in ("scored", "closest", "worst", "best", "missing"):
+    for name in ("scored", "closest", "neighbours", "worst", "best", "missing"):
         (folder / f"{name}.png").unlink(missing_ok=True)
     if samples.images.shape[1] not in (1, 2, 3):
         return
     images = samples.images
     save_grid(folder / "scored.png", images[_first(samples)], columns=10)
-    _save_pairs(folder / "closest.png", images, real, judged.record["copying"])
+    searched, _ = real.searched()
+    closest = [(p["sample"], p["train"]) for p in judged.record["copying"]["closest"]]
+    _save_pairs(folder / "closest.png", images, searched, closest)
+    first = [(i, int(j)) for i, j in enumerate(judged.nearest[:_PAIRS])]
+    _save_pairs(folder / "neighbours.png", images, searched, first)
     order = np.argsort(judged.realism, kind="stable")
     save_grid(folder / "worst.png", images[order[:_RANKED]], columns=_COLUMNS)
     save_grid(folder / "best.png", images[order[::-1][:_RANKED]], columns=_COLUMNS)
@@ -45,15 +49,12 @@ def _first(samples: Samples) -> NDArray[np.int64]:
     return order[np.argsort(samples.labels[order], kind="stable")]
 
 
-def _save_pairs(path: Path, images: Any, real: Real, copying: dict[str, Any]) -> None:
-    """The samples that lie closest to a real image, each above that image."""
-    searched = real.reference if real.train is None else real.train
-    pairs = copying["closest"][:_PAIRS]
+def _save_pairs(path: Path, images: Any, searched: Any, pairs: list[tuple[int, int]]) -> None:
+    """Samples, each above the real image that it is paired with."""
     rows: list[Any] = []
-    for start in range(0, len(pairs), _COLUMNS):
-        some = pairs[start : start + _COLUMNS]
+    for start in range(0, min(len(pairs), _PAIRS), _COLUMNS):
+        some = pairs[start : min(start + _COLUMNS, _PAIRS)]
         blank = [np.full_like(images[0], 255)] * (_COLUMNS - len(some))
-        rows += [images[p["sample"]] for p in some] + blank
-        rows += [searched[p["train"]] for p in some] + blank
+        rows += [images[i] for i, _ in some] + blank + [searched[j] for _, j in some] + blank
     if rows:
         save_grid(path, np.stack(rows), columns=_COLUMNS)

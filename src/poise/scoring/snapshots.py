@@ -1,24 +1,40 @@
 """Scores of the snapshots of a run while it trains: one line of scores.jsonl each.
 
 What a snapshot samples, with few images, on the validation split: all lines of one run answer the
-same questions, from the same seeds. When they are due is a function of images seen alone.
+same questions, from the same seeds. When they are due follows from the times of the snapshots.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from poise.artifacts import append_jsonl, read_jsonl
 from poise.console import Screen
-from poise.evaluation.evaluate import FEWEST, few_metrics
-from poise.evaluation.features import FeatureExtractor, features_named
-from poise.evaluation.panel import Side
+from poise.evaluation.distances import Features
+from poise.evaluation.evaluate import FEWEST, compare, few_metrics
+from poise.evaluation.features import FeatureExtractor
+from poise.evaluation.memorisation import Surroundings, around, surroundings
+from poise.evaluation.panel import Side, subset_of
 from poise.evaluation.standing import Standing, standing
 from poise.journal import Prepared
 from poise.runtime import seed_at
 from poise.sampling import draw, snapshot_model
-from poise.scoring.judge import Real, encoder_of, extractor_of, features_of
+from poise.scoring.real import features_of, space_of
 from poise.scoring.run import labels_like, real_of
+
+_QUIET = Screen(quiet=True)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What does not change from snapshot to snapshot."""
+
+    extractor: FeatureExtractor
+    reference: Side
+    train: Features  # [views * N, D]
+    near: Surroundings  # of the real images; its samples are replaced each time
+    real: dict[str, float]
 
 
 class Watcher:
@@ -30,9 +46,7 @@ class Watcher:
             job: the run with its data.
         """
         self._job = job
-        self._real: Real | None = None
-        self._extractor: FeatureExtractor | None = None
-        self._features: dict[str, Any] = {}
+        self._beside: _Beside | None = None
 
     def due(self, images_seen: int) -> bool:
         """Whether the snapshot at `images_seen` is there, has no line yet, and should have one.
@@ -49,52 +63,57 @@ class Watcher:
         known = {row["images_seen"] for row in read_jsonl(job.run.log("scores"))}
         return images_seen // interval > before // interval and images_seen not in known
 
-    def score(self, images_seen: int) -> Standing | None:
-        """Score a snapshot, write its line, and say which of all is best now."""
+    def standing(self, images_seen: int) -> Standing | None:
+        """Which snapshot is best, if the last that was scored is that at `images_seen`."""
+        rows = read_jsonl(self._job.run.log("scores"))
+        return standing(rows) if rows and rows[-1]["images_seen"] == images_seen else None
+
+    def score(self, images_seen: int) -> None:
+        """Score a snapshot and write its line."""
         job = self._job
         model = snapshot_model(job.run.snapshot_at(images_seen))
         count = job.config.evaluation.snapshot_samples or FEWEST
         seed = seed_at(job.config.seed, 0, "snapshots") % 2**31
         labels = labels_like(job.dataset, job.splits.val, count, seed)
         images = draw(model, count, labels, seed)
-        real, extractor = self._prepared()
+        beside = self._prepared(count)
+        features = features_of(beside.extractor, images, _QUIET, "")
         found = few_metrics(
-            Side(features_of(extractor, images, None, ""), images),
-            Side(self._features["reference"], real.reference),
-            self._features["train"],
-            k=job.config.evaluation.neighbours,
-            views=2 if real.mirrored else 1,
+            Side(features, images),
+            beside.reference,
+            around(beside.near, beside.train, features),
+            job.config.evaluation.neighbours,
         )
         row = {
             "images_seen": images_seen,
             "weights": model.snapshot.weights,
             "samples": count,
             "seed": seed,
-            "features": extractor.name,
-            "features_digest": extractor.digest,
+            "features": beside.extractor.name,
+            "features_digest": beside.extractor.digest,
             **found,
+            "real": beside.real,
         }
         error = _validation_error(job, images_seen, model.snapshot.weights)
         row["values"]["validation_error"] = error
         append_jsonl(job.run.log("scores"), row)
-        return standing(read_jsonl(job.run.log("scores")))
 
-    def _prepared(self) -> tuple[Real, FeatureExtractor]:
-        if self._real is None or self._extractor is None:
+    def _prepared(self, count: int) -> _Beside:
+        if self._beside is None:
             real, settings = real_of(self._job, "val"), self._job.config.evaluation
-            encoder = None
-            if features_named(settings.features, self._job.facts.resolution) == "domain":
-                encoder = encoder_of(real, settings, Screen(quiet=True))
-            extractor = extractor_of(real, settings, encoder)
-            train = real.train
-            assert train is not None
-            both = [train] if not real.mirrored else [train, np.ascontiguousarray(train[..., ::-1])]
-            self._features = {
-                "reference": features_of(extractor, real.reference, None, ""),
-                "train": np.concatenate([features_of(extractor, x, None, "") for x in both]),
-            }
-            self._real, self._extractor = real, extractor
-        return self._real, self._extractor
+            extractor, _ = space_of(real, settings, _QUIET)
+            searched, _ = real.searched()
+            views = [searched, searched.mirrored()] if real.mirrored else [searched]
+            train = np.concatenate([features_of(extractor, x, _QUIET, "") for x in views])
+            f = features_of(extractor, real.reference, _QUIET, "")
+            near = surroundings(train, f, f, len(views))
+            stand_in = train[subset_of(near.images, count)]
+            values: dict[str, Any] = compare(stand_in, f, settings.neighbours)
+            values["nearest_train_distance"] = float(np.median(near.real.distances[:, 0]))
+            reference = Side(f, real.reference)
+            more = {"fine_detail": 1.0}
+            self._beside = _Beside(extractor, reference, train, near, {**values, **more})
+        return self._beside
 
 
 def _validation_error(job: Prepared, images_seen: int, weights: str) -> float | None:

@@ -3,9 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from poise.artifacts import RunDir, write_json
+from poise.artifacts import write_json
 from poise.averaging import good_widths
 from poise.console import Screen
 from poise.errors import UsageError
@@ -14,12 +12,11 @@ from poise.evaluation.panel import subset_of
 from poise.journal import Prepared
 from poise.runtime import seed_at
 from poise.sampling import Guidance, Model, Weights, assemble, chosen_model, draw
-from poise.scoring.judge import encoder_of, extractor_of, features_of
+from poise.scoring.real import features_of, space_of
 from poise.scoring.run import labels_like, real_of
 from poise.training.ema import profile_name, profile_std
 
-STRENGTHS = (1.0, 1.25, 1.5, 2.0, 3.0)
-_WIDTHS = 4  # lengths of the average
+STRENGTHS = (1.0, 1.25, 1.5, 2.0, 3.0)  # of guidance; 1 is none
 _GUIDE = 1 / 4  # of the training: the earlier state that guides where no other guide is known
 
 
@@ -28,8 +25,7 @@ def trade_off(
 ) -> dict[str, Any]:
     """Score samples at several strengths and lengths of the average; `tradeoff.json` keeps it.
 
-    All points are drawn from the same seeds. Lengths are tried without guidance and with the
-    strengths at the run's own length, and at the shortest and longest with some guidance.
+    All points are drawn from the same seeds: each length at each strength, and the raw weights.
 
     Args:
         job: the run with its data.
@@ -43,9 +39,7 @@ def trade_off(
     if count < FEWEST:
         raise UsageError(f"{count} samples decide nothing.", expected=f"{FEWEST} or more")
     real = real_of(job, "val")
-    extractor = extractor_of(
-        real, job.config.evaluation, encoder_of(real, job.config.evaluation, screen)
-    )
+    extractor, _ = space_of(real, job.config.evaluation, screen)
     reference = features_of(extractor, real.reference, screen, "val")
     k = job.config.evaluation.neighbours
     seed = seed_at(job.config.seed, 0, "trade-off") % 2**31
@@ -55,14 +49,14 @@ def trade_off(
     with screen.bar("trade-off", len(points)) as bar:
         for i, (strength, model) in enumerate(points):
             images = draw(model.with_settings(steps=steps), count, labels, seed)
-            values = compare(features_of(extractor, images, None, ""), reference, k)
+            values = compare(features_of(extractor, images, Screen(quiet=True), ""), reference, k)
             name = model.snapshot.weights
             rows.append(
                 {"strength": strength, "std": profile_std(name), "weights": name, "values": values}
             )
             bar.show(i + 1, note=f"{name} at strength {strength:g}")
-    assert real.train is not None
-    train = features_of(extractor, real.train, screen, "training images")
+    searched, _ = real.searched()
+    train = features_of(extractor, searched, screen, "training images")
     record = {
         "features": extractor.name,
         "features_digest": extractor.digest,
@@ -75,25 +69,20 @@ def trade_off(
     return record
 
 
-def _points(job: Prepared) -> "list[tuple[float, Model]]":
-    """(strength, model) of each point, fewest surprises first."""
-    chosen = chosen_model(job.run)
-    plain = replace(chosen, guidance=None, guide=None)
-    guidance = chosen.guidance or _some_guidance(job, plain)
-    lengths = [assemble(job.run, Weights(name, plain.snapshot.images_seen)) for name in _names(job)]
-    points = [(1.0, model) for model in lengths]
+def _points(job: Prepared) -> list[tuple[float, Model]]:
+    """(strength, model) of each point, without guidance first."""
+    plain = replace(chosen_model(job.run), guidance=None, guide=None)
+    guidance = chosen_model(job.run).guidance or _some_guidance(job, plain)
+    seen = plain.snapshot.images_seen
+    lengths = [Weights(name, seen) for name in _names(job)]
+    points = [(1.0, assemble(job.run, weights)) for weights in (Weights("raw", seen), *lengths)]
     if guidance is None:
         return points
-    for strength in STRENGTHS[1:]:
-        points.append((strength, _guided(job, plain, replace(guidance, strength=strength))))
-    if plain.snapshot.weights not in [model.snapshot.weights for model in lengths]:
-        points.append((1.0, plain))
-    return points
-
-
-def _guided(job: Prepared, model: Model, guidance: Guidance) -> Model:
-    main = Weights(model.snapshot.weights, model.snapshot.images_seen)
-    return assemble(job.run, main, guidance)
+    return points + [
+        (strength, assemble(job.run, weights, replace(guidance, strength=strength)))
+        for weights in lengths
+        for strength in STRENGTHS[1:]
+    ]
 
 
 def _some_guidance(job: Prepared, model: Model) -> Guidance | None:
@@ -111,15 +100,7 @@ def _some_guidance(job: Prepared, model: Model) -> Guidance | None:
 
 
 def _names(job: Prepared) -> list[str]:
-    """The raw weights and some lengths that the run's snapshots can give."""
+    """The lengths that are tracked, and the longest and shortest that the snapshots give well."""
     edges = [edge for pair in good_widths(job.run) for edge in pair]
-    tracked = list(job.config.training.ema_stds)
-    known = [*tracked, *(edges or tracked)]
-    stds = np.geomspace(min(known), max(known), _WIDTHS) if len(set(known)) > 1 else known
-    inside = [std for std in stds if _within(job.run, float(std)) or std in tracked]
-    names = {profile_name(float(std)): None for std in sorted({*tracked, *map(float, inside)})}
-    return ["raw", *names]
-
-
-def _within(run: RunDir, std: float) -> bool:
-    return any(low - 1e-9 <= std <= high + 1e-9 for low, high in good_widths(run))
+    stds = sorted({*job.config.training.ema_stds, *([min(edges), max(edges)] if edges else [])})
+    return [profile_name(std) for std in stds]

@@ -113,7 +113,7 @@ class Encoder:
         mean, scale = (self.weights[name].to(images.device) for name in ("mean", "scale"))
         return (self.activations(images) - mean) * scale
 
-    def classify(self, images: NDArray[np.uint8], batch: int = 256) -> NDArray[np.float64]:
+    def classify(self, images: Images, batch: int = 256) -> NDArray[np.float64]:
         """Log-probabilities [N, K] of the classes, all taken as equally frequent beforehand.
 
         Args:
