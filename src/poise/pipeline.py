@@ -44,8 +44,8 @@ from poise.resuming import (
     refuse_used_folder,
 )
 from poise.runtime import Runtime, choose_runtime, describe_environment
-from poise.scoring import check_features, evaluate, fitting_count
-from poise.settings import Config, EvaluationConfig
+from poise.scoring import check_features, evaluate, fitting_count, settings_afterwards
+from poise.settings import Config
 from poise.signals import terminate_as_interrupt
 from poise.stability.files import file_incidents
 from poise.stability.preflight import preflight, seconds_for
@@ -249,14 +249,7 @@ def score_again(
             f"{count} samples are too few for any score.", expected=f"{FEWEST} or more"
         )
     prepared = reopen(run, screen)
-    evaluation = prepared.config.evaluation
-    settings = EvaluationConfig.model_validate(
-        {
-            **evaluation.model_dump(),
-            "encoder_images": 0 if evaluation.encoder_images == 0 else None,  # 0: never
-            **(changes or {}),
-        }
-    )
+    settings = settings_afterwards(prepared, **(changes or {}))
     if count is None:
         count = fitting_count(len(getattr(prepared.splits, split)))
         screen.say(f"drawing {count:,} samples, which fits the {split} split")

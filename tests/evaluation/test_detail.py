@@ -1,5 +1,7 @@
 """Fine detail of known spectra, of digits, and of blurred and noisy photographs."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -41,7 +43,9 @@ def photos():
 
 def test_white_noise_and_nothing_have_no_excess():
     rng = np.random.default_rng(0)
-    assert (fine_detail(np.full((2, 3, 8, 10), 77, np.uint8)) == 0).all()
+    flat = np.full((4, 3, 8, 10), 77, np.uint8)
+    assert np.isnan(fine_detail(flat)).all()  # no detail, fine or coarse
+    assert math.isnan(detail_estimate(flat, to_bytes(rng.normal(128, 20, flat.shape))).value)
     found = fine_detail(to_bytes(128 + 20 * rng.normal(size=(100, 3, 32, 24))))
     assert abs(found.mean()) < 0.05
 

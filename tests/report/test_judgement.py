@@ -1,5 +1,6 @@
 """Planted liars are named, each alone; what is healthy is not; what counts cannot tell is said."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -187,6 +188,8 @@ def test_what_the_interval_allows_is_never_called_weak_or_praised_beyond(
     found = judge({"metrics": {name: {**row, "n": [500, 500], "better": "higher"}}})
     assert found
     severity = found[0].severity
+    if name == "fine_detail":
+        real = 1.0  # it is relative to real images; what one draw of them has is no yardstick
     if value - error <= real <= value + error:
         assert severity != WEAK
     if value + error < 0.5 * real and name != "frechet_distance":
@@ -194,6 +197,39 @@ def test_what_the_interval_allows_is_never_called_weak_or_praised_beyond(
     loss = value + error > 2.5 * real if name == "frechet_distance" else value - error < real / 2
     if loss:
         assert severity != GOOD
+
+
+@given(error=st.floats(0.0, 0.5), doubt=st.floats(0.0, 0.5), value=st.floats(0.01, 1.0))
+def test_chance_in_the_real_value_counts_too(error: float, doubt: float, value: float) -> None:
+    row = {"value": value, "real": 0.9, "low": value - 1.96 * error, "high": value + 1.96 * error}
+    both = math.hypot(error, doubt)
+    found = judge({"metrics": {"precision": {**row, "n": [500, 500], "errors": {"real": doubt}}}})
+    if value + 1.96 * both >= 0.9:
+        assert all(finding.severity != WEAK for finding in found)
+    elif value + 1.96 * both < 0.7:
+        assert found[0].severity == WEAK
+
+
+def test_labels_alone_tell_what_was_never_asked_for() -> None:
+    labels = {"names": ["cat", "dog", "ox"], "samples": [60, 0, 40], "reference": [50, 40, 10]}
+    (finding,) = [f for f in judge({"labels": labels}) if f.severity == WEAK]
+    assert finding.sentence.startswith("No sample bears the label dog; 40 % of real images do.")
+    few = {**labels, "samples": [5, 0, 4]}  # fewer than five dogs were to be expected
+    assert not [f for f in judge({"labels": few}) if f.severity == WEAK]
+
+
+def test_repeats_among_samples_are_counted() -> None:
+    record = {"samples": 600, "copying": {"repeated": 580}}
+    assert "only 20 different ones" in judge(record)[0].sentence
+    assert judge({"samples": 600, "copying": {"repeated": 1}}) == []
+
+
+def test_copies_of_a_reference_are_not_called_copies_of_training_images() -> None:
+    record = planted.scores()
+    record["copying"] = {**record["copying"], "exact_duplicates": 4, "flagged": 4}
+    told = judge({**record, "copying": {**record["copying"], "searched": "reference"}})[0].sentence
+    assert "reference image" in told and "training image" not in told
+    assert "training image" in judge(record)[0].sentence
 
 
 @given(st.recursive(st.none() | st.floats() | st.text(max_size=3), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["value", "gap", "under", "reference", "names", "confusion", "missing"]), inner, max_size=3), max_leaves=8), st.sampled_from(["classes", "groups", "denoising", "copying", "per_class", "metrics"]))  # fmt: skip  # noqa: E501

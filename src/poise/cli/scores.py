@@ -249,11 +249,19 @@ def _comparison_table(record: dict[str, Any]) -> str:
     for metric, m in record["metrics"].items():
         cells = ""
         for value, difference in zip(m["values"], m["differences"], strict=True):
-            clear = "*" if difference is not None and difference["clear"] else " "
-            cells += f"{_number(value['value']):>17}{clear}"
+            cells += f"{_number(value['value']):>11} {_judged(m, difference):>6}"
         rows.append(f"{metric:26}{cells}")
     rows.append(
         f"{record['samples']:,} samples each from the same seeds, {record['features']['name']} "
-        "features; *: clearly different from the first run"
+        "features; in words: clearly different from the first run. Intervals stand on the page"
     )
     return "\n".join(rows)
+
+
+def _judged(metric: dict[str, Any], difference: dict[str, Any] | None) -> str:
+    """`better`, `worse` or `other` for a clear difference; nothing for one that may be chance."""
+    if difference is None or not difference["clear"]:
+        return ""
+    if metric["better"] == "match" or metric["mark"]:
+        return "other"
+    return "better" if (difference["value"] < 0) == (metric["better"] == "lower") else "worse"

@@ -12,6 +12,7 @@ from poise.evaluation.estimate import Estimate
 
 _SMALLEST = 4  # pixels of a side, for both bands to hold frequencies
 _ROUNDING = 1 / 12  # energy per coefficient that rounding to bytes adds
+_FLAT = 4  # times the energy of rounding: an image without detail to speak of
 _BATCH = 64
 
 
@@ -48,7 +49,9 @@ def fine_detail(images: NDArray[np.uint8] | Subset) -> NDArray[np.float64]:
     for start in range(0, len(images), _BATCH):
         x = images[start : start + _BATCH].astype(np.float64)
         energy = np.square(scipy.fft.dctn(x, norm="ortho", axes=(2, 3))).mean(1) + _ROUNDING
-        found.append(np.log(energy[:, fine].mean(1)) - np.log(energy[:, coarse].mean(1)))
+        high, low = energy[:, fine].mean(1), energy[:, coarse].mean(1)
+        flat = low < _FLAT * _ROUNDING
+        found.append(np.where(flat, np.nan, np.log(high) - np.log(low)))
     return np.concatenate(found)
 
 
@@ -73,6 +76,9 @@ def detail_estimate(
             expected="at least two images in either set, of one size",
         )
     s, r = fine_detail(samples), fine_detail(reference)
+    s, r = s[~np.isnan(s)], r[~np.isnan(r)]
+    if min(len(s), len(r)) < 2:
+        return Estimate(math.nan)
     ratio = math.exp(s.mean() - r.mean())
     s_error, r_error = (float(v.std(ddof=1)) / math.sqrt(len(v)) for v in (s, r))
     return Estimate(ratio, ratio * s_error, ratio * r_error)

@@ -131,7 +131,11 @@ def evaluate_all(
     sides = compared.sides()
     samples, reference = sides.samples.features, sides.reference.features
     near = _surroundings(compared)
-    copying = _copying(near)
+    copying = {
+        **_copying(near),
+        "searched": "reference" if compared.train is None else "training",
+        "repeated": _repeated(compared.samples),
+    }
     kinds = groups(reference, samples)
     found = {**fidelity(sides, k), **diversity(sides, kinds), **_novelty(compared, near, copying)}
     if answers is not None:
@@ -141,6 +145,7 @@ def evaluate_all(
         "metrics": {name: found[name].to_json(protocol) for name in METRICS if name in found},
         "per_class": per_class(compared, k),
         "classes": None if answers is None else answers.to_json(),
+        "labels": _labels(compared),
         "groups": {
             "reference": kinds.reference.tolist(),
             "samples": kinds.samples.tolist(),
@@ -278,6 +283,25 @@ def _novelty(
             mark = "Too few images for this figure."
         found[name] = named(name, estimate, real, n, mark)
     return found
+
+
+def _repeated(samples: Side) -> int | None:
+    """Samples that are pixel by pixel the same as an earlier one; None without images."""
+    if samples.images is None:
+        return None
+    return len(samples) - len({samples.images[i].tobytes() for i in range(len(samples))})
+
+
+def _labels(compared: Compared) -> dict[str, Any] | None:
+    """How many samples and real images bear each class's label; None where either has none."""
+    labels, real, K = compared.labels, compared.reference_labels, len(compared.names)
+    if labels is None or real is None:
+        return None
+    counts = (np.bincount(rows, minlength=K).tolist() for rows in (labels, real))
+    return {
+        "names": list(compared.names),
+        **dict(zip(("samples", "reference"), counts, strict=True)),
+    }
 
 
 def per_class(compared: Compared, k: int) -> list[dict[str, Any]] | None:

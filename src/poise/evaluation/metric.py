@@ -59,6 +59,8 @@ class Metric:
         own: what its protocol has beyond that of the whole evaluation.
         share: whether it lies between 0 and 1.
         exact: its interval where one is known better than by standard errors.
+        real_error: standard error of `real` from the real images in the samples' place; nan where
+            not known.
     """
 
     estimate: Estimate
@@ -70,6 +72,7 @@ class Metric:
     own: Mapping[str, Any] = field(default_factory=dict)
     share: bool = False
     exact: tuple[float, float] | None = None
+    real_error: float = math.nan
 
     def to_json(self, protocol: Mapping[str, Any]) -> dict[str, Any]:
         """As plain data; what is not finite is None.
@@ -92,6 +95,7 @@ class Metric:
             "errors": {
                 "samples": finite(self.estimate.samples_error),
                 "reference": finite(self.estimate.reference_error),
+                "real": finite(self.real_error),
             },
             "protocol": {**protocol, **self.own},
         }
@@ -100,7 +104,7 @@ class Metric:
 def named(
     name: str,
     estimate: Estimate | float,
-    real: float | None,
+    real: Estimate | float | None,
     n: tuple[int, int | None],
     mark: str = "",
     **own: Any,
@@ -108,7 +112,20 @@ def named(
     """The metric called `name` of METRICS."""
     kind, better = METRICS[name]
     value = estimate if isinstance(estimate, Estimate) else Estimate(float(estimate))
-    return Metric(value, real, n, kind, better, mark, own, name in SHARES)
+    beside = (
+        Estimate(math.nan if real is None else real) if not isinstance(real, Estimate) else real
+    )
+    return Metric(
+        value,
+        finite(beside.value),
+        n,
+        kind,
+        better,
+        mark,
+        own,
+        name in SHARES,
+        real_error=beside.samples_error,
+    )
 
 
 def finite(value: float | None) -> float | None:

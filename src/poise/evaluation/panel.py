@@ -113,7 +113,7 @@ def diversity(sides: Sides, kinds: Groups) -> dict[str, Metric]:
         "vendi": named(
             "vendi",
             vendi(samples[subset_of(len(samples), size)]),
-            vendi(reference[subset_of(len(reference), size)]).value,
+            vendi(reference[subset_of(len(reference), size)]),
             (size, size),
             few(sides.n),
             order=1,
@@ -172,21 +172,22 @@ def _with_real(
 ) -> Metric:
     """A metric and the same of real images; `measure` is asked for the samples last."""
     real = measure(sides.swapped())
-    value = real.value if isinstance(real, Estimate) else real
     return named(
-        name, measure(sides), value, sides.n, few(sides.n), real_n=list(sides.real_n), **own
+        name, measure(sides), real, sides.n, few(sides.n), real_n=list(sides.real_n), **own
     )
 
 
 def _frechet(sides: Sides) -> dict[str, Metric]:
     reference = Moments.of(sides.reference.features)
     D = len(reference.mean)
-    real = frechet_estimate(sides.stand_in.features, sides.stand_in_reference.features).value
-    if sides.real_n != sides.n:  # the distance of equal distributions falls like 1/n
-        real *= _per_image(sides.n) / _per_image(sides.real_n)
+    found = frechet_estimate(sides.stand_in.features, sides.stand_in_reference.features)
+    scale = 1.0  # the distance of equal distributions falls like 1/n
+    if sides.real_n != sides.n:
+        scale = _per_image(sides.n) / _per_image(sides.real_n)
+    real = Estimate(scale * found.value, scale * found.samples_error)
     mark = few(sides.n) or rank_mark(sides.n, D)
     floor = frechet_bias(reference.covariance, *sides.n)
-    found = {
+    metrics = {
         "frechet_distance": named(
             "frechet_distance",
             frechet_estimate(sides.samples.features, sides.reference.features),
@@ -199,7 +200,7 @@ def _frechet(sides: Sides) -> dict[str, Metric]:
         )
     }
     if len(sides.samples) >= _INFINITE and not mark:
-        found["frechet_distance_infinite"] = named(
+        metrics["frechet_distance_infinite"] = named(
             "frechet_distance_infinite",
             frechet_infinite(sides.samples.features, reference, seed=0),
             frechet_infinite(
@@ -211,7 +212,7 @@ def _frechet(sides: Sides) -> dict[str, Metric]:
             about="without the bias of few samples; that of the reference stays",
             real_n=list(sides.real_n),
         )
-    return found
+    return metrics
 
 
 def _kernels(sides: Sides) -> dict[str, Metric]:
@@ -277,7 +278,7 @@ def _balls(sides: Sides, k: int) -> dict[str, Metric]:
         name: named(
             name,
             values[name],
-            real[name].value if real else None,
+            real.get(name),
             sides.n,
             few(sides.n),
             neighbours=k,

@@ -48,6 +48,9 @@ def name_of(scores: Row, index: int) -> str:
 def lost(scores: Row) -> Lost:
     """Classes that are missing, else groups of similar images that are."""
     classes = section(scores, "classes")
+    labelled = _unlabelled(scores)
+    if labelled.found:
+        return labelled
     usable = classes.get("usable") is not False
     if not (classes and usable):
         note = [_unusable(classes)] if classes else []
@@ -62,6 +65,30 @@ def lost(scores: Row) -> Lost:
         return Lost(part, [_missing(scores, [*missing, *unasked], asked=not unasked)])
     groups = _groups(scores)
     return Lost(groups.share, groups.found)
+
+
+def _unlabelled(scores: Row) -> Lost:
+    """Classes whose label no sample bears, though real images do; needs no probe."""
+    labels = section(scores, "labels")
+    samples, reference = items(labels, "samples"), items(labels, "reference")
+    names, M, N = items(labels, "names"), _part(samples), _part(reference)
+    rows = [
+        i
+        for i in range(min(len(samples), len(reference), len(names)))
+        if not _part(samples, [i]) and N and _part(reference, [i]) / N * M >= _EXPECTED
+    ]
+    if not rows:
+        return Lost(0.0, [])
+    part = _part(reference, rows) / N
+    told = (
+        f"No sample bears the label {_either([visible(names[i], 60) for i in rows])}; "
+        f"{share(part)} of real images do."
+    )
+    remedy = (
+        "Ask for every class, or compare with real images of those classes only that were asked "
+        "for."
+    )
+    return Lost(part, [Finding(WEAK, told, remedy)])
 
 
 def real_shares(scores: Row) -> list[float]:

@@ -1,6 +1,6 @@
 """What a record of scores says about copies and about learning by heart."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from poise.report.finding import GOOD, NOTE, WEAK, Finding
 from poise.report.folder import Row, items, section
@@ -12,6 +12,7 @@ _NEARER, _SLIGHTLY = 0.8, 0.95  # distance to training images, samples over held
 _C_T = -3.0  # standard errors: one novel model in 700 falls below by chance
 _AUTHENTIC = 0.05  # share below that of held-out images
 _DETECTABLE = 0.1  # share of copies among samples below which a copy test is too weak to praise
+_REPEATED = 0.01  # share of samples that are repeats from which it is said
 _GAP = 0.02  # excess of the held-out error that is no longer rounding
 _GAP_SERIOUS = 0.2  # a fifth more error: the training images are known by heart
 _LEVELS = 3  # noise levels named one by one
@@ -23,12 +24,20 @@ _REMEDY = (
 
 
 def copies(scores: Row, blurred: bool) -> list[Finding]:
-    """Whether samples are copies of training images.
+    """Whether samples are copies of training images, or of the reference if nothing else is known.
 
     Args:
         scores: one record.
         blurred: samples lack fine detail; they then lie nearer to every image, copied or not.
     """
+    found = _copies(scores, blurred)
+    if section(scores, "copying").get("searched") != "reference":
+        return found
+    said = (f.sentence.replace("training image", "reference image") for f in found)
+    return [replace(f, sentence=words) for f, words in zip(found, said, strict=True)]
+
+
+def _copies(scores: Row, blurred: bool) -> list[Finding]:
     flags = _Flags.of(scores)
     nearer, evidence = _nearer(scores)
     if flags.proved:
@@ -48,6 +57,19 @@ def copies(scores: Row, blurred: bool) -> list[Finding]:
     if nearer.slightly:
         return [Finding(NOTE, f"Samples lie slightly nearer to training images, {nearer.told}.")]
     return [_none_found(scores, nearer)]
+
+
+def repeated(scores: Row) -> list[Finding]:
+    """Whether samples repeat each other, pixel by pixel."""
+    again, total = section(scores, "copying").get("repeated"), scores.get("samples")
+    if not is_number(again) or not is_number(total) or again < max(_REPEATED * total, 2):
+        return []
+    told = (
+        f"{count(again)} of {count(total)} samples are pixel by pixel the same as another: there "
+        f"are only {count(total - again)} different ones."
+    )
+    remedy = "Draw with other seeds; see that every sample has noise of its own."
+    return [Finding(WEAK, told, remedy)]
 
 
 def memorised(scores: Row) -> list[Finding]:

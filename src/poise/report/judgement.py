@@ -7,9 +7,9 @@ with what real images reach in the samples' place; what the counts cannot tell i
 from dataclasses import replace
 
 from poise.report.conditioning import Lost, agreement, balance, lost, weakest
-from poise.report.copying import copies, memorised
+from poise.report.copying import copies, memorised, repeated
 from poise.report.finding import GOOD, NOTE, WEAK, Finding, serious, worst_first
-from poise.report.folder import Row
+from poise.report.folder import Row, section
 from poise.report.reading import FEW, SERIOUS, SLIGHT, Reading, read
 from poise.report.words import count, number
 
@@ -31,6 +31,7 @@ def judge(scores: Row) -> list[Finding]:
         fidelity, distance = _without_praise(fidelity), _without_praise(distance)
     shown_elsewhere = [
         *copied,
+        *repeated(scores),
         *gone.found,
         *detail,
         *agreement(scores, gone),
@@ -70,7 +71,7 @@ def _counts(scores: Row) -> list[Finding]:
 
 def _detail(scores: Row) -> list[Finding]:
     """Blurred or noisy samples."""
-    reading = read(scores, "fine_detail")
+    reading = _sharpness(scores)
     if reading is None or reading.real is None:
         return []
     told = f"{reading.told(percent=True)} of the fine detail of real images"
@@ -98,8 +99,14 @@ def _detail(scores: Row) -> list[Finding]:
     return [Finding(NOTE, f"These counts cannot tell whether samples are sharp: they hold {told}.")]
 
 
-def _blurred(scores: Row) -> bool:
+def _sharpness(scores: Row) -> Reading | None:
+    """Fine detail against 1, which is what it is relative to; `real` is one draw beside it."""
     reading = read(scores, "fine_detail")
+    return None if reading is None or reading.real is None else replace(reading, real=1.0)
+
+
+def _blurred(scores: Row) -> bool:
+    reading = _sharpness(scores)
     return reading is not None and reading.below(SLIGHT)
 
 
@@ -167,7 +174,7 @@ def _distance(scores: Row) -> list[Finding]:
         return [Finding(NOTE, told)]
     times, least, most = (
         bound / reading.real if bound is not None else reading.value / reading.real
-        for bound in (reading.value, reading.low, reading.high)
+        for bound in (reading.value, reading.least, reading.most)
     )
     told = (
         f"The Fréchet distance of the samples is {reading.told()}, {number(float(times))} times "
@@ -178,8 +185,12 @@ def _distance(scores: Row) -> list[Finding]:
             "Train longer, or choose the next larger model; look at the worst noise level first."
         )
         return [Finding(WEAK, f"{told}: clearly different.", remedy)]
+    scaled = section(section(section(scores, "metrics"), "frechet_distance"), "protocol")
+    if reading.mark and scaled.get("real_scaled"):  # both are bias, brought to each other by a law
+        return []
     if least > 1 + SLIGHT:
-        return [Finding(NOTE, f"{told}: close, and measurably different.")]
+        how = "close, and" if times <= _FRECHET_NEAR else "different, and"
+        return [Finding(NOTE, f"{told}: {how} measurably so.")]
     praised = reading.low is not None and not reading.mark and not reading.few
     if times <= _FRECHET_NEAR and most <= _FRECHET_FINE and praised:
         return [Finding(GOOD, f"{told}: as near as this many images can tell.")]
@@ -204,7 +215,7 @@ def _kernel(scores: Row) -> list[Finding]:
 def _beyond_frechet(scores: Row, found: list[Finding]) -> list[Finding]:
     """Add to what is serious that a Fréchet distance that passes for a good one hides it."""
     reading = read(scores, "frechet_distance", "frechet")
-    if reading is None or not reading.real or reading.value > _FRECHET_FINE * reading.real:
+    if reading is None or not reading.real or reading.value > _FRECHET_NEAR * reading.real:
         return found
     hint = "The Fréchet distance alone would not have shown this."
     return [

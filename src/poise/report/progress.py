@@ -15,12 +15,13 @@ _SHOWN = (
     "fine_detail",
     "nearest_train_distance",
 )
+_FEWEST = 2  # scored snapshots that make a line
 _PAIRS = (("recall", "precision"), ("coverage", "density"))
 
 
 def snapshots(rows: list[Row]) -> list[Html]:
     """Each score over training, as far as snapshots were scored."""
-    if not rows:
+    if len(rows) < _FEWEST:
         return []
     names = [n for n in _SHOWN if any(is_number(section(r, "values").get(n)) for r in rows)]
     small = [

@@ -5,6 +5,7 @@ the interval rules out a serious loss. Records without intervals get wide margin
 """
 
 from dataclasses import dataclass
+from math import hypot
 from typing import Any
 
 from poise.report import metrics
@@ -14,6 +15,7 @@ from poise.report.words import is_number, number, share
 
 FEW = 100  # images below which every figure is mostly chance, and nothing is called weak
 SLIGHT = 0.05  # relative; real images of another draw differ by as much at a few hundred
+_CONFIDENCE = 1.96  # standard errors on either side
 SERIOUS = 0.2  # relative; a loss that is seen without measuring
 
 
@@ -23,6 +25,7 @@ class Reading:
 
     Attributes:
         low, high: its 95 % interval; both None: none was recorded.
+        doubt: half the 95 % interval of the real value, which comes from finitely many images too.
         n: counts of samples and of reference images; empty: not known.
         mark: why it must not be read alone.
     """
@@ -33,6 +36,17 @@ class Reading:
     high: float | None
     n: tuple[float, ...] = ()
     mark: str = ""
+    doubt: float = 0.0
+
+    @property
+    def least(self) -> float | None:
+        """The lower end of an interval that the chance in the real value widens."""
+        return None if self.low is None else self.value - hypot(self.value - self.low, self.doubt)
+
+    @property
+    def most(self) -> float | None:
+        """The upper end of it."""
+        return None if self.high is None else self.value + hypot(self.high - self.value, self.doubt)
 
     @property
     def few(self) -> bool:
@@ -43,23 +57,23 @@ class Reading:
         """Whether it lies below its real value by the margin, beyond doubt."""
         if self.real is None:
             return False
-        if self.high is None:
+        if self.most is None:
             return self.value < _less(self.real, max(margin, SERIOUS), relative)
-        return self.high < _less(self.real, margin, relative)
+        return self.most < _less(self.real, margin, relative)
 
     def above(self, margin: float, *, relative: bool = True) -> bool:
         """Whether it lies above its real value by the margin, beyond doubt."""
         if self.real is None:
             return False
-        if self.low is None:
+        if self.least is None:
             return self.value > _less(self.real, -max(margin, SERIOUS), relative)
-        return self.low > _less(self.real, -margin, relative)
+        return self.least > _less(self.real, -margin, relative)
 
     def as_good(self, margin: float, *, relative: bool = True) -> bool:
         """Whether a loss of the margin is ruled out: the interval is there, and narrow enough."""
-        if self.real is None or self.low is None or self.mark or self.few:
+        if self.real is None or self.least is None or self.mark or self.few:
             return False
-        return self.low > _less(self.real, margin, relative)
+        return self.least > _less(self.real, margin, relative)
 
     def told(self, percent: bool = False) -> str:
         """`0.410 (0.360 to 0.460)`."""
@@ -99,6 +113,7 @@ def reading_of(row: Row) -> Reading | None:
     if low is None or high is None:
         low = high = None
     mark = row.get("mark")
+    error = _number(section(row, "errors").get("real"))
     return Reading(
         value,
         _number(row.get("real")),
@@ -106,6 +121,7 @@ def reading_of(row: Row) -> Reading | None:
         high,
         tuple(float(n) for n in items(row, "n") if is_number(n)),
         visible(mark) if isinstance(mark, str) else "",
+        0.0 if error is None else _CONFIDENCE * max(error, 0.0),
     )
 
 

@@ -19,6 +19,7 @@ _KINDS = {
     "denoising": "Denoising: is the training set known by heart?",
     "conditioning": "Conditioning: do samples show what was asked for?",
 }
+_SHORT = 4  # letters of a class that fit over a column
 _ROWS = 20  # most classes shown one by one
 _PICTURES = (
     (
@@ -251,8 +252,11 @@ def _confusion(scores: Row) -> list[Html]:
         return []
     title = page.heading("Which class was asked for, and which one is seen")
     if len(rows) <= _ROWS:
-        numbers = [str(i + 1) for i in range(len(rows))]
-        names = [f"{i + 1} {name_of(scores, i)}" for i in range(len(rows))]
+        names = [name_of(scores, i) for i in range(len(rows))]
+        numbers = names
+        if max(map(len, names)) > _SHORT:
+            numbers = [str(i + 1) for i in range(len(rows))]
+            names = [f"{i + 1} {name}" for i, name in enumerate(names)]
         words = (
             "Rows are classes asked for, columns the classes seen under the same numbers, in "
             "percent of each row: off the diagonal, samples are of the wrong class."

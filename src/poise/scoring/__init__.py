@@ -7,6 +7,7 @@ from poise.scoring.run import (
     labels_like,
     real_of,
     scoring_seconds,
+    settings_afterwards,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "labels_like",
     "real_of",
     "scoring_seconds",
+    "settings_afterwards",
 ]

@@ -18,7 +18,13 @@ from poise.runtime import seed_at
 from poise.sampling import chosen_model, draw
 from poise.scoring.judge import judge
 from poise.scoring.real import Samples
-from poise.scoring.run import fitting_count, labels_like, real_of, record_touch
+from poise.scoring.run import (
+    fitting_count,
+    labels_like,
+    real_of,
+    record_touch,
+    settings_afterwards,
+)
 
 _SHOWN = 10  # samples of each run on the sheet
 
@@ -55,7 +61,7 @@ def compare_runs(
         raise UsageError(
             f"The {split_name} split holds {len(members)} images.", expected=f"{FEWEST} or more"
         )
-    count = count or fitting_count(len(members))
+    count, settings = count or fitting_count(len(members)), settings_afterwards(first)
     drawn_from = seed_at(seed, 0, "comparison") % 2**31
     labels = labels_like(first.dataset, members, count, drawn_from)
     asked = None if labels is None else np.array(labels, np.int64)
@@ -63,13 +69,13 @@ def compare_runs(
     for job in jobs:
         model = chosen_model(job.run)
         if split_name == "test":
-            record_touch(job, model)
+            record_touch(job, model, screen)
         with screen.bar(f"sampling {job.run.root}", count) as bar:
             images = draw(model, count, labels, drawn_from, progress=bar.show)
         about = {**model.describe(), "seed": drawn_from}
         # One set of real images for all, as the first run sees them: one network, one search.
         real = real_of(first, split_name)
-        judged = judge(Samples(images, asked), real, first.config.evaluation, about, screen)
+        judged = judge(Samples(images, asked), real, settings, about, screen)
         records.append({**about, **judged.record})
         shown.append(images[:_SHOWN])
     record = _record(jobs, records, split_name, count, drawn_from)

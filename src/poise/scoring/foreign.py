@@ -23,7 +23,7 @@ from poise.scoring.real import Images, Real
 from poise.settings import DataConfig
 
 _LOOKED_AT = 64  # images whose size decides
-_LARGEST = 1024  # side in pixels
+_SMALLEST, _LARGEST = 4, 1024  # side in pixels
 _LABELS = "labels.csv"  # what `poise sample` writes beside its images
 
 
@@ -49,10 +49,18 @@ class Wanted:
 
 
 def read_samples(wanted: Wanted, screen: Screen) -> Dataset:
-    """The samples, all at one side."""
-    return _read(
-        wanted.samples, wanted.resolution or native_side(wanted.samples), screen, "samples"
-    )
+    """The samples, all at one side.
+
+    Raises:
+        UsageError: a side that no images have.
+    """
+    side = wanted.resolution
+    if side is not None and not _SMALLEST <= side <= _LARGEST:
+        raise UsageError(
+            f"--resolution {side} is no side of images.",
+            expected=f"{_SMALLEST} to {_LARGEST} pixels",
+        )
+    return _read(wanted.samples, side or native_side(wanted.samples), screen, "samples")
 
 
 def read_real(wanted: Wanted, side: int, screen: Screen) -> Real:
@@ -172,9 +180,18 @@ def _read(source: str, side: int, screen: Screen, what: str) -> Dataset:
         screen.say(f"  unreadable: {file.name} ({file.reason})")
     if len(dataset.unreadable) > 5:
         screen.say(f"  and {len(dataset.unreadable) - 5} more unreadable files")
-    for warning in dataset.warnings:
+    for warning in [*dataset.warnings, *_cut(dataset)]:
         screen.say(f"  note: {warning}")
     return dataset
+
+
+def _cut(dataset: Dataset) -> list[str]:
+    """What to say of images that are no squares of this side."""
+    side = f"{dataset.resolution}x{dataset.resolution}"
+    other = [f"{count} of {size}" for size, count in dataset.sizes.items() if size != side]
+    if not other:
+        return []
+    return [f"cut to the centre square and brought to {side}: {', '.join(other[:5])}"]
 
 
 _folders: list[tempfile.TemporaryDirectory[str]] = []

@@ -20,6 +20,7 @@ from poise.evaluation.reference import Reference
 from poise.scoring.real import Images, Real, Samples, features_of, space_of
 from poise.settings import EvaluationConfig
 
+_FEWEST_ALONE = 24  # reference images where nothing else is real
 _OF_A_SIZE = ("pixels", "random_conv")  # feature spaces that differ from size to size of images
 
 
@@ -43,10 +44,12 @@ def judge(
         DataError: too few images, or of different shapes.
     """
     _check(samples=samples.images, reference=real.reference, training=real.train)
+    if real.train is None:
+        _check_divisible(real)
     extractor, encoder = space_of(real, settings, screen, probe=True)
     if isinstance(extractor, Encoder) and real.train is None:
         real = _without_learnt(real)
-        _check(samples=samples.images, reference=real.reference)
+        _check_divisible(real)
     compared = _compared(samples, real, extractor, screen)
     with screen.bar("comparing", 1):
         return evaluate_all(
@@ -197,6 +200,20 @@ def _answers(
     if ours is None or theirs is None:
         return None
     return Answers(network, ours, theirs, found, probe, accuracy)
+
+
+def _check_divisible(real: Real) -> None:
+    """
+    Raises:
+        DataError: too few real images to hold one part of them against the other.
+    """
+    if len(real.reference) < _FEWEST_ALONE:
+        raise DataError(
+            f"{len(real.reference)} reference images, and no training images",
+            expected=f"at least {_FEWEST_ALONE}, better {FEW} and more, since one part of them is "
+            "held against the other",
+            remedy="Add real images, or name the training images with --train.",
+        )
 
 
 def _check(**sets: Images | None) -> None:

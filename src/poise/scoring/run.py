@@ -61,7 +61,7 @@ def evaluate(
     model = chosen_model(job.run)
     count = count or _affordable(job, model)
     if split_name == "test":
-        record_touch(job, model)
+        record_touch(job, model, screen)
     seed = seed_at(job.config.seed, 0, "evaluation") % 2**31
     labels = labels_like(job.dataset, getattr(job.splits, split_name), count, seed)
     with screen.bar("sampling", count) as bar:
@@ -117,6 +117,15 @@ def check_features(job: Prepared) -> None:
         build_features(settings.features, job.facts.resolution, weights)
 
 
+def settings_afterwards(job: Prepared, **changes: Any) -> EvaluationConfig:
+    """The evaluation settings of a run once no training waits: the encoder may learn in full."""
+    settings = job.config.evaluation
+    learning = 0 if settings.encoder_images == 0 else None  # 0: never
+    return EvaluationConfig.model_validate(
+        {**settings.model_dump(), "encoder_images": learning, **changes}
+    )
+
+
 def fitting_count(reference: int) -> int:
     """Samples to draw where nobody says: as many as there are real images, 100 to 2,000."""
     return max(_LEAST, min(reference, _MOST))
@@ -150,7 +159,7 @@ def scoring_seconds(job: Prepared) -> float:
     return seconds
 
 
-def record_touch(job: Prepared, model: Model) -> None:
+def record_touch(job: Prepared, model: Model, screen: Screen) -> None:
     """Write down that the test split is used: what is chosen on it is no test any more."""
     rows = read_jsonl(job.run.log("events"))
     times = 1 + sum(row.get("kind") == "test_split" for row in rows)
@@ -163,6 +172,7 @@ def record_touch(job: Prepared, model: Model) -> None:
         "figures too good."
     )
     log_event(job.run, seen, "warning", "test_split", message)
+    screen.say(f"note: {message}")
 
 
 def _affordable(job: Prepared, model: Model) -> int:

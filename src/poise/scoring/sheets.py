@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.evaluation.evaluate import Judged
+from poise.evaluation.panel import subset_of
 from poise.pictures import save_grid
 from poise.scoring.real import Real, Samples
 
@@ -31,7 +32,8 @@ def save_sheets(folder: Path, samples: Samples, real: Real, judged: Judged) -> N
     searched, _ = real.searched()
     closest = [(p["sample"], p["train"]) for p in judged.record["copying"]["closest"]]
     _save_pairs(folder / "closest.png", images, searched, closest)
-    first = [(i, int(j)) for i, j in enumerate(judged.nearest[:_PAIRS])]
+    rows = subset_of(len(judged.nearest), _PAIRS)
+    first = [(int(i), int(judged.nearest[i])) for i in rows]
     _save_pairs(folder / "neighbours.png", images, searched, first)
     order = np.argsort(judged.realism, kind="stable")
     save_grid(folder / "worst.png", images[order[:_RANKED]], columns=_COLUMNS)
@@ -42,8 +44,8 @@ def save_sheets(folder: Path, samples: Samples, real: Real, judged: Judged) -> N
 
 
 def _first(samples: Samples) -> NDArray[np.int64]:
-    """The first samples, in the order of their classes."""
-    order = np.arange(min(len(samples.images), _SHOWN))
+    """Some samples, none chosen, in the order of their classes: files may lie in that order too."""
+    order = subset_of(len(samples.images), _SHOWN)
     if samples.labels is None:
         return order
     return order[np.argsort(samples.labels[order], kind="stable")]
