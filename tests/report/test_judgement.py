@@ -64,8 +64,11 @@ def test_blurred_samples_that_lie_nearer_are_not_called_copies() -> None:
     assert len(notes) == 1 and "no proof of copying" in notes[0]
     sharp = planted.blurred()
     planted.put(sharp, "fine_detail", 0.98, 0.95, 1.01)
-    assert "The copying score C_T is -4.10" in judge(sharp)[0].sentence
-    assert judge(sharp)[0].severity == WEAK
+    told = next(f for f in judge(sharp) if "The copying score C_T is -4.10" in f.sentence)
+    assert told.severity == NOTE and "No single sample is a copy" in told.sentence
+    sharp["copying"] |= {"median_ratio": 0.55}
+    planted.put(sharp, "nearest_train_distance", 1.2, 1.1, 1.3)
+    assert "the model copies" in judge(sharp)[0].sentence and judge(sharp)[0].severity == WEAK
 
 
 def test_few_flags_can_be_chance() -> None:

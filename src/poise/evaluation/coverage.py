@@ -92,13 +92,14 @@ def coverage_estimates(real: Features, fake: Features, k: int = 5) -> dict[str, 
     coverage, _, coverage_fake = _share(held)
     per_fake = around_fake.sum(1) / k
     density_real, coverage_real = _reference_errors(held.sum(1), reach, index[:, :k].numpy())
+    least_fake, least_real = (math.sqrt(2) / len(z) for z in (y, x))  # as of any share
     return {
-        "precision": Estimate(precision, precision_fake, precision_real),
-        "recall": Estimate(recall, recall_fake, recall_real),
+        "precision": Estimate(precision, max(precision_fake, least_fake), precision_real),
+        "recall": Estimate(recall, recall_fake, max(recall_real, least_real)),
         "density": Estimate(
             float(per_fake.mean()), _rows_error(per_fake), density_real / (k * len(y))
         ),
-        "coverage": Estimate(coverage, coverage_fake, coverage_real),
+        "coverage": Estimate(coverage, coverage_fake, max(coverage_real, least_real)),
     }
 
 

@@ -50,6 +50,9 @@ def _copies(scores: Row, blurred: bool) -> list[Finding]:
     if evidence and blurred:
         told = f"{' '.join(evidence)} Blurred samples lie nearer to every image, so this alone"
         return [*found, Finding(NOTE, f"{told} is no proof of copying.")]
+    if evidence and (nearer is None or not nearer.much):
+        told = f"{' '.join(evidence)} No single sample is a copy; poor samples do this, too."
+        return [*found, Finding(NOTE, told, "Look at the closest pairs.")]
     if evidence:
         return [*found, Finding(WEAK, " ".join(evidence), _REMEDY)]
     if found or nearer is None:
@@ -152,6 +155,7 @@ class _Nearer:
 
     told: str
     slightly: bool
+    much: bool
 
 
 def _nearer(scores: Row) -> tuple[_Nearer | None, list[str]]:
@@ -166,8 +170,9 @@ def _nearer(scores: Row) -> tuple[_Nearer | None, list[str]]:
         split = {"val": "validation", "test": "test"}.get(str(scores.get("split")), "held-out")
         told = f"at {number(float(ratio))} times the distance of real {split} images"
         sure = distance is None or distance.low is None or distance.below(SLIGHT)
-        nearer = _Nearer(told, ratio < _SLIGHTLY and (sure or ratio < _NEARER))
-        if ratio < _NEARER and sure:
+        much = ratio < _NEARER and sure
+        nearer = _Nearer(told, ratio < _SLIGHTLY and (sure or ratio < _NEARER), much)
+        if much:
             evidence.append(
                 f"Samples lie much nearer to training images, {told}: the model copies."
             )
