@@ -290,12 +290,8 @@ def read_data(source: str, config: Config, run: RunDir, screen: Screen) -> tuple
         f"{len(splits.train):,} to train, {len(splits.val):,} to validate, "
         f"{len(splits.test):,} to test"
     )
-    for name in dataset.unreadable[:5]:
-        screen.say(f"  unreadable: {name.name} ({name.reason})")
-    if len(dataset.unreadable) > 5:
-        screen.say(f"  and {len(dataset.unreadable) - 5} more unreadable files, see audit.json")
-    for warning in dataset.warnings:
-        screen.say(f"  note: {warning}")
+    for remark in dataset.remarks():
+        screen.say(f"  {remark}")
     return dataset, splits
 
 

@@ -11,12 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from poise.evaluation.memorisation import copies, surroundings
+
 Images = NDArray[np.uint8]
 
 SIDE, CHANNELS, WAVES, MODES = 12, 3, 8, 10
 KINDS = ("exact", "jitter", "flip", "shift", "crop")
 _JITTER = 4.0  # standard deviation in levels of 255
 _MOVE = 1 / 32  # of the side: one pixel at 32 x 32
+
+
+def copy_report(train, val, samples, views=1):
+    """The copy test of features, in one call."""
+    return copies(surroundings(train, val, samples, views))
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,20 @@
 
 import numpy as np
 import pytest
-from copy_bench import KINDS, altered, false_and_found, mixture_images, plant, with_duplicates
+from copy_bench import (
+    KINDS,
+    altered,
+    copy_report,
+    false_and_found,
+    mixture_images,
+    plant,
+    with_duplicates,
+)
 from sklearn.datasets import load_digits
 
 from poise.evaluation.extractors.fixed import Pixels
 from poise.evaluation.features import extract
-from poise.evaluation.memorisation import Q, copies, copy_report, surroundings
+from poise.evaluation.memorisation import Q, copies, surroundings
 
 TRAIN, SAMPLES = 2000, 1000
 FEW_SEEDS = 0.1  # two standard errors of a mean false discovery share of five sets

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from copy_bench import copy_report
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
@@ -11,12 +12,15 @@ from scipy.stats import binom
 from poise.errors import DataError
 from poise.evaluation.memorisation import (
     benjamini_hochberg,
-    copy_report,
-    nearest,
     p_values,
     search,
     surroundings,
 )
+
+
+def nearest(train, queries):
+    found = search(train, queries, 1)
+    return found.distances[:, 0], found.indices[:, 0]
 
 
 def _mixture(rng, n):
@@ -170,7 +174,7 @@ def test_bad_input_is_named():
     x = np.zeros((5, 3))
     with pytest.raises(DataError, match="samples features of 4 dimensions"):
         copy_report(x, x, np.zeros((5, 4)))
-    with pytest.raises(DataError, match="queries features that are not finite"):
-        nearest(x, np.full((5, 3), np.inf))
+    with pytest.raises(DataError, match="samples features that are not finite"):
+        surroundings(x, None, np.full((5, 3), np.inf))
     with pytest.raises(DataError, match="5 training rows for 2 views"):
         copy_report(x, x, x, views=2)

@@ -48,6 +48,13 @@ class Dataset:
         """0 without labels."""
         return len(self.label_names)
 
+    def remarks(self) -> list[str]:
+        """What a person should hear of the reading: files left out, warnings."""
+        lines = [f"unreadable: {file.name} ({file.reason})" for file in self.unreadable[:5]]
+        if len(self.unreadable) > 5:
+            lines.append(f"and {len(self.unreadable) - 5} more unreadable files")
+        return [*lines, *(f"note: {warning}" for warning in self.warnings)]
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over names, labels, hashes, weights and resolution: equal for equal data."""

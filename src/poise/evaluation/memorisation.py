@@ -134,20 +134,6 @@ def around(near: Surroundings, train: Features, samples: Features) -> Surroundin
     return replace(near, samples=search(train, samples, NEIGHBOURS))
 
 
-def nearest(train: Features, queries: Features) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The nearest row of train [N, D] for each row of queries [M, D].
-
-    Returns:
-        distances [M], exactly 0 for identical rows, and indices into train [M], the lowest on ties.
-
-    Raises:
-        DataError: different D, fewer than two rows, or values that are not finite.
-    """
-    check_features(train=train, queries=queries)
-    found = search(train, queries, 1)
-    return found.distances[:, 0], found.indices[:, 0]
-
-
 def search(
     train: Features,
     queries: Features,
@@ -218,13 +204,6 @@ def _candidates(
         best = both.values
         index = torch.cat([index, near.indices + start], 1).gather(1, both.indices)
     return index
-
-
-def copy_report(
-    train: Features, val: Features | None, samples: Features, views: int = 1
-) -> dict[str, Any]:
-    """`copies` of these features; the arguments are those of `surroundings`."""
-    return copies(surroundings(train, val, samples, views))
 
 
 def copies(near: Surroundings) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Mean and covariance of features: summed over batches, merged, kept in the field's .npz files."""
 
-import io
 import math
 import struct
 import zipfile
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.artifacts import write_bytes
 from poise.data.zips import bomb_reason
 from poise.errors import ArtifactError, DataError
 from poise.evaluation.distances import Features, blocks, check_features
@@ -111,19 +109,6 @@ class Moments:
         scatter = self.covariance * (self.count - 1) + other.covariance * (other.count - 1)
         count, mean = _join(self.count, self.mean, scatter, other.count, other.mean)
         return Moments(count, mean, scatter / (count - 1))
-
-    def write(self, path: Path) -> None:
-        """Keep them as an .npz with `mu`, `sigma` and, where known, `count`; atomically.
-
-        Raises:
-            ArtifactError: the file cannot be written.
-        """
-        arrays: dict[str, Any] = {"mu": self.mean, "sigma": self.covariance}
-        if self.count is not None:
-            arrays["count"] = np.int64(self.count)
-        content = io.BytesIO()
-        np.savez(content, **arrays)
-        write_bytes(path, content.getvalue())
 
     @classmethod
     def read(cls, path: Path) -> "Moments":

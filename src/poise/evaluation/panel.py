@@ -13,7 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from poise.data.imageset import Subset
-from poise.evaluation.coverage import coverage_estimates, rarity, rarity_summary
+from poise.evaluation.coverage import (
+    coverage_estimates,
+    coverage_null,
+    rarity,
+    rarity_summary,
+)
 from poise.evaluation.detail import detail_estimate
 from poise.evaluation.distances import Features
 from poise.evaluation.diversity import Groups, groups, vendi
@@ -271,6 +276,7 @@ def _real_cmmd(sides: Sides) -> float:
 
 def _balls(sides: Sides, k: int) -> dict[str, Metric]:
     values = coverage_estimates(sides.reference.features, sides.samples.features, k)
+    expected = coverage_null(sides.n[1], sides.n[0], k)  # of equal distributions, in any dimension
     real: dict[str, Estimate] = {}
     if k < min(sides.real_n):
         real = coverage_estimates(sides.stand_in_reference.features, sides.stand_in.features, k)
@@ -283,6 +289,7 @@ def _balls(sides: Sides, k: int) -> dict[str, Metric]:
             few(sides.n),
             neighbours=k,
             real_n=list(sides.real_n),
+            **({"expected": expected} if name == "coverage" else {}),
         )
         for name in ("precision", "density", "recall", "coverage")
     }

@@ -176,12 +176,8 @@ def _read(source: str, side: int, screen: Screen, what: str) -> Dataset:
         f"{source}: {len(dataset):,} {what} of {side}x{side}, "
         f"{len(dataset.label_names) or 'no'} classes"
     )
-    for file in dataset.unreadable[:5]:
-        screen.say(f"  unreadable: {file.name} ({file.reason})")
-    if len(dataset.unreadable) > 5:
-        screen.say(f"  and {len(dataset.unreadable) - 5} more unreadable files")
-    for warning in [*dataset.warnings, *_cut(dataset)]:
-        screen.say(f"  note: {warning}")
+    for remark in [*dataset.remarks(), *_cut(dataset)]:
+        screen.say(f"  {remark}")
     return dataset
 
 
@@ -191,7 +187,7 @@ def _cut(dataset: Dataset) -> list[str]:
     other = [f"{count} of {size}" for size, count in dataset.sizes.items() if size != side]
     if not other:
         return []
-    return [f"cut to the centre square and brought to {side}: {', '.join(other[:5])}"]
+    return [f"note: cut to the centre square and brought to {side}: {', '.join(other[:5])}"]
 
 
 _folders: list[tempfile.TemporaryDirectory[str]] = []
