@@ -27,10 +27,12 @@ class Lost:
     Attributes:
         share: of real images that are of missing classes or groups.
         found: said in words.
+        classes: whether it is classes, and not groups of alike images.
     """
 
     share: float
     found: list[Finding]
+    classes: bool = False
 
     def explains(self, reading: Reading, margin: float) -> bool:
         """Whether a value is only as low as the missing part makes it."""
@@ -62,7 +64,7 @@ def lost(scores: Row) -> Lost:
     unasked = [(i, name_of(scores, i)) for i in _unasked(classes) if names[i] not in given]
     part = _part(real_shares(scores), [i for i, _ in [*missing, *unasked]])
     if missing or unasked:
-        return Lost(part, [_missing(scores, [*missing, *unasked], asked=not unasked)])
+        return Lost(part, [_missing(scores, [*missing, *unasked], asked=not unasked)], True)
     groups = _groups(scores)
     return Lost(groups.share, groups.found)
 
@@ -88,7 +90,7 @@ def _unlabelled(scores: Row) -> Lost:
         "Ask for every class, or compare with real images of those classes only that were asked "
         "for."
     )
-    return Lost(part, [Finding(WEAK, told, remedy)])
+    return Lost(part, [Finding(WEAK, told, remedy)], True)
 
 
 def real_shares(scores: Row) -> list[float]:

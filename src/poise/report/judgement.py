@@ -22,8 +22,9 @@ _PRAISED = 4  # good findings, and nothing else, from which all is called well
 
 def judge(scores: Row) -> list[Finding]:
     """Everything worth saying about the samples of one record, worst first."""
-    gone = lost(scores)
-    detail = _detail(scores)
+    gone, detail = lost(scores), _detail(scores)
+    if serious(detail) and not gone.classes:  # blur and noise move images between groups
+        gone = Lost(0.0, [replace(f, severity=max(f.severity, NOTE)) for f in gone.found])
     copied = copies(scores, blurred=serious(detail) and _blurred(scores))
     fidelity = [*_precision(scores), *_variety(scores, gone)]
     distance = _distance(scores)
@@ -32,8 +33,8 @@ def judge(scores: Row) -> list[Finding]:
     shown_elsewhere = [
         *copied,
         *repeated(scores),
-        *gone.found,
         *detail,
+        *gone.found,
         *agreement(scores, gone),
         *balance(scores, gone),
         *memorised(scores),
