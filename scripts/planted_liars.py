@@ -74,7 +74,7 @@ def main() -> None:
     print("| set | Fréchet distance / real | the verdict's first line |\n|---|---|---|")
     for name, images in liars(data.images[own], data.labels[own], data.images[train]):
         place = asked.out / name.replace(" ", "-").replace("%", "")
-        path = save(place.with_suffix(".npz"), images, None)
+        path = save(Path(f"{place}.npz"), images, None)
         record, _ = poise.evaluate_samples(
             path, paths["reference"], train=paths["train"], features=asked.features, out=place
         )
