@@ -21,12 +21,11 @@ from poise.diffusion.proposal import Proposal, propose
 from poise.errors import DataError, UsageError, nearest
 from poise.evaluation.denoising import denoising_error, noise_levels
 from poise.evaluation.evaluate import FEWEST, compare
-from poise.evaluation.features import extract
 from poise.journal import Prepared
 from poise.runtime import seed_at
 from poise.sampling import Guidance, Model, Weights, assemble, chosen_model, draw, write_choice
 from poise.scoring import labels_like, real_of
-from poise.scoring.real import features_of, space_of
+from poise.scoring.real import features_of, fresh_features, space_of
 from poise.training.ema import profile_name, profile_std
 
 _LOWER = {"frechet_distance", "kernel_distance"}
@@ -77,9 +76,8 @@ class Judge:
         """All metrics of samples whose noise and labels follow from `stream`."""
         seed = seed_at(self.job.config.seed, 0, stream) % 2**31
         labels = labels_like(self.job.dataset, self.job.splits.val, self.count, seed)
-        features = extract(
-            self.extractor, draw(model.with_settings(steps=self.steps), self.count, labels, seed)
-        )
+        images = draw(model.with_settings(steps=self.steps), self.count, labels, seed)
+        features = fresh_features(self.extractor, images)
         return compare(features, self.reference, self.job.config.evaluation.neighbours)
 
     def try_out(self, name: str, model: Model) -> float:

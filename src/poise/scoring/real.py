@@ -14,7 +14,12 @@ from poise.data.imageset import Subset
 from poise.errors import UsageError
 from poise.evaluation.cache import cache_folder, cached_extract, content_hash
 from poise.evaluation.extractors.domain import Encoder, cached_encoder, train_encoder
-from poise.evaluation.features import FeatureExtractor, build_features, features_named
+from poise.evaluation.features import (
+    FeatureExtractor,
+    build_features,
+    extract,
+    features_named,
+)
 from poise.evaluation.panel import subset_of
 from poise.settings import EvaluationConfig
 
@@ -151,6 +156,14 @@ def features_of(
     extractor: FeatureExtractor, images: Any, screen: Screen, what: str
 ) -> NDArray[np.float64]:
     """Features [N, D], from the cache where they are known; on a CUDA device if there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     with screen.bar(f"features of {what}", len(images)) as bar:
-        return cached_extract(extractor, images, device=device, progress=bar.show)
+        return cached_extract(extractor, images, device=_device(), progress=bar.show)
+
+
+def fresh_features(extractor: FeatureExtractor, images: Any) -> NDArray[np.float64]:
+    """Features [N, D] of samples that nobody will ask for again."""
+    return extract(extractor, images, device=_device())
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

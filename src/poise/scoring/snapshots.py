@@ -20,7 +20,7 @@ from poise.evaluation.standing import Standing, standing
 from poise.journal import Prepared
 from poise.runtime import seed_at
 from poise.sampling import draw, snapshot_model
-from poise.scoring.real import features_of, space_of
+from poise.scoring.real import features_of, fresh_features, space_of
 from poise.scoring.run import labels_like, real_of
 
 _QUIET = Screen(quiet=True)
@@ -77,7 +77,7 @@ class Watcher:
         labels = labels_like(job.dataset, job.splits.val, count, seed)
         images = draw(model, count, labels, seed)
         beside = self._prepared(count)
-        features = features_of(beside.extractor, images, _QUIET, "")
+        features = fresh_features(beside.extractor, images)
         found = few_metrics(
             Side(features, images),
             beside.reference,

@@ -6,13 +6,13 @@ from typing import Any
 from poise.artifacts import write_json
 from poise.averaging import good_widths
 from poise.console import Screen
-from poise.errors import UsageError
+from poise.errors import DataError, UsageError
 from poise.evaluation.evaluate import FEWEST, compare
 from poise.evaluation.panel import subset_of
 from poise.journal import Prepared
 from poise.runtime import seed_at
 from poise.sampling import Guidance, Model, Weights, assemble, chosen_model, draw
-from poise.scoring.real import features_of, space_of
+from poise.scoring.real import features_of, fresh_features, space_of
 from poise.scoring.run import labels_like, real_of
 from poise.training.ema import profile_name, profile_std
 
@@ -38,18 +38,22 @@ def trade_off(
     """
     if count < FEWEST:
         raise UsageError(f"{count} samples decide nothing.", expected=f"{FEWEST} or more")
+    if len(job.splits.val) < FEWEST:
+        raise DataError(
+            f"The val split holds {len(job.splits.val)} images.", expected=f"{FEWEST} or more"
+        )
     real = real_of(job, "val")
     extractor, _ = space_of(real, job.config.evaluation, screen)
     reference = features_of(extractor, real.reference, screen, "val")
     k = job.config.evaluation.neighbours
     seed = seed_at(job.config.seed, 0, "trade-off") % 2**31
     labels = labels_like(job.dataset, job.splits.val, count, seed)
-    points = list(_points(job))
+    points = _points(job)
     rows = []
     with screen.bar("trade-off", len(points)) as bar:
         for i, (strength, model) in enumerate(points):
             images = draw(model.with_settings(steps=steps), count, labels, seed)
-            values = compare(features_of(extractor, images, Screen(quiet=True), ""), reference, k)
+            values = compare(fresh_features(extractor, images), reference, k)
             name = model.snapshot.weights
             rows.append(
                 {"strength": strength, "std": profile_std(name), "weights": name, "values": values}
