@@ -1,9 +1,14 @@
 """Shared by all tests: poise first, so that its thread settings hold before torch loads."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# Features and encoders of the tests are not for the cache of whoever runs them.
+_CACHE = tempfile.TemporaryDirectory(prefix="poise-tests-")
+os.environ["POISE_CACHE"] = _CACHE.name
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")

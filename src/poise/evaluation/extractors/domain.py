@@ -5,6 +5,7 @@ features, and its head says which class an image shows. Without, a dictionary of
 (see `patches`). Both know more of what images show than pixels and fixed filters do.
 """
 
+import contextlib
 import hashlib
 import math
 import re
@@ -193,19 +194,18 @@ def cached_encoder(folder: Path, key: str, make: Callable[[], Encoder]) -> Encod
 
     Raises:
         UsageError: a key that cannot be part of a name.
-        ArtifactError: the file cannot be written.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", key):
         raise UsageError(f"the key {key!r} of an encoder", expected="letters, digits, - and _")
     path = folder / f"encoder-{key}.safetensors"
-    if path.is_file():
-        try:
-            return Encoder.from_tensors(*load_tensors(path))
-        except ArtifactError:
-            pass  # made anew
-    encoder = make()
-    save_tensors(path, *encoder.to_tensors())
-    return encoder
+    with contextlib.suppress(ArtifactError):  # absent or damaged: made anew
+        return Encoder.from_tensors(*load_tensors(path))
+    tensors, meta = make().to_tensors()
+    with contextlib.suppress(ArtifactError):  # where nothing can be kept, it is made each time
+        save_tensors(path, tensors, meta)
+    # As it will be read: another order of the same numbers in memory rounds apart.
+    plain = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+    return Encoder.from_tensors(plain, meta)
 
 
 def train_encoder(
