@@ -1,14 +1,14 @@
 """Shared by all tests: poise first, so that its thread settings hold before torch loads."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
 
 # Features and encoders of the tests are not for the cache of whoever runs them.
-_CACHE = tempfile.TemporaryDirectory(prefix="poise-tests-")
-os.environ["POISE_CACHE"] = _CACHE.name
+os.environ["POISE_CACHE"] = tempfile.mkdtemp(prefix="poise-tests-")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,3 +26,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--run", str(root), "--images", images, *tiny.set_options()]
     assert tiny.call("train", "digits", *options) == 0
     return root
+
+
+def pytest_sessionfinish() -> None:
+    """Each process takes its own cache away."""
+    shutil.rmtree(os.environ["POISE_CACHE"], ignore_errors=True)
