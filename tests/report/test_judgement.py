@@ -223,7 +223,7 @@ def test_labels_alone_tell_what_was_never_asked_for() -> None:
 
 def test_repeats_among_samples_are_counted() -> None:
     record = {"samples": 600, "copying": {"repeated": 580}}
-    assert "only 20 different ones" in judge(record)[0].sentence
+    assert "20 different images in all" in judge(record)[0].sentence
     assert judge({"samples": 600, "copying": {"repeated": 1}}) == []
 
 

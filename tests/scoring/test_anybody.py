@@ -77,7 +77,7 @@ def test_values_are_those_of_the_whole_sets(place: Path):
 
 def test_copies_of_one_folder_are_found_without_a_split(place: Path):
     with np.load("reference.npz") as r:
-        some, labels = r["arr_0"], r["arr_1"]
+        some = r["arr_0"]
     with np.load("samples.npz") as s:
         mixed = s["arr_0"].copy()
     mixed[:60] = some[100:160]
@@ -86,7 +86,6 @@ def test_copies_of_one_folder_are_found_without_a_split(place: Path):
     record, _ = api.evaluate_samples("copies.npz", "reference.npz", out="copies")
     assert record["copying"]["exact_duplicates"] >= 90  # the mirrored ones, too
     assert any(line.startswith("Weak: ") and "copies" in line for line in api.verdict_lines(record))
-    assert len(labels) == 400
 
 
 def test_the_training_split_is_searched_where_there_is_one(place: Path):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from poise.report.finding import GOOD, NOTE, WEAK, Finding
 from poise.report.folder import Row, items, section
 from poise.report.reading import SLIGHT, Reading, read, reading_of
-from poise.report.words import count, is_number, number, share
+from poise.report.words import count, is_number, number, plural, share
 
 # Where a value stops being unremarkable.
 _NEARER, _SLIGHTLY = 0.8, 0.95  # distance to training images, samples over held-out images
@@ -68,8 +68,8 @@ def repeated(scores: Row) -> list[Finding]:
     if not is_number(again) or not is_number(total) or again < max(_REPEATED * total, 2):
         return []
     told = (
-        f"{count(again)} of {count(total)} samples are pixel by pixel the same as another: there "
-        f"are only {count(total - again)} different ones."
+        f"{count(again)} of {count(total)} samples are pixel by pixel the same as an earlier one: "
+        f"{plural(total - again, 'different image')} in all."
     )
     remedy = "Draw with other seeds; see that every sample has noise of its own."
     return [Finding(WEAK, told, remedy)]
