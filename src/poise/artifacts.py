@@ -199,7 +199,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         ArtifactError: the disk is full or read-only; what was there before is untouched.
     """
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
@@ -263,7 +263,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta, sort_keys=True)
     header = {"poise": text, "format": str(FORMAT), "sha256": digest_of(flat, text)}
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         save_file(flat, temporary, metadata=header)
 
 
@@ -367,7 +367,7 @@ def digest_of(tensors: Mapping[str, torch.Tensor], text: str) -> str:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary neighbour of `path` that takes its place when the block succeeds."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:

@@ -17,6 +17,15 @@ GRAY_PER_UNIT = 18.0  # of a rendered feature: rounding adds 1 / (12 * 18^2) to 
 MIDDLE = 127.5
 
 
+# Features that no metric takes beside others of [5, 3], and what the error says.
+BAD = [
+    (np.zeros((5, 4)), "4 dimensions beside others of 3"),
+    (np.zeros((1, 3)), "at least two rows"),
+    (np.full((5, 3), np.nan), "not finite"),
+    (np.zeros(5), "shape"),
+]
+
+
 @dataclass(frozen=True)
 class GaussPair:
     """Samples N(m1, diag s1) and a reference N(m2, diag s2), all [D]."""

@@ -8,6 +8,7 @@ from poise import pipeline
 from poise.artifacts import RunDir, read_json
 from poise.console import Screen
 from poise.errors import UsageError
+from poise.evaluation.features import PRETRAINED, features_named
 from poise.evaluation.reference import Reference
 from poise.report.comparison import write_comparison
 from poise.report.evaluation import verdict_lines, write_evaluation
@@ -144,13 +145,11 @@ def evaluation_settings(features: str, weights: str | Path | None) -> Evaluation
     Raises:
         UsageError: an unknown feature space, or weights for one that has none.
     """
-    from poise.evaluation.features import features_named
-
     features_named(features, 32)  # an unknown name is refused with the nearest known one
-    if weights is not None and features not in ("inception", "dinov2", "clip"):
+    if weights is not None and features not in PRETRAINED:
         raise UsageError(
             f"--feature-weights was given, and the features {features!r} have no such file.",
-            expected="--features inception, dinov2 or clip with it",
+            expected=f"--features {', '.join(PRETRAINED[:-1])} or {PRETRAINED[-1]} with it",
         )
     path = None if weights is None else str(weights)
     return EvaluationConfig.model_validate({"features": features, "feature_weights": path})

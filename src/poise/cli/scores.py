@@ -8,19 +8,10 @@ import typer
 from poise.cli.shared import JsonFile
 from poise.errors import UsageError
 
-_Features = Annotated[
-    str,
-    typer.Option(
-        help="Feature space: auto, pixels, random_conv, domain, inception, dinov2 or clip."
-    ),
-]
+_SPACES = "Feature space: auto, pixels, random_conv, domain, inception, dinov2 or clip."
+_Features = Annotated[str, typer.Option(help=_SPACES)]
 _MaybeFeatures = Annotated[
-    str | None,
-    typer.Option(
-        "--features",
-        help="Feature space: auto, pixels, random_conv, domain, inception, dinov2 or clip. "
-        "[default: the run's, else auto]",
-    ),
+    str | None, typer.Option("--features", help=f"{_SPACES} [default: the run's, else auto]")
 ]
 _Weights = Annotated[
     Path | None,
@@ -29,8 +20,6 @@ _Weights = Annotated[
 _Side = Annotated[
     int | None, typer.Option(help="Side in pixels at which images are compared. [default: theirs]")
 ]
-
-
 _Samples = Annotated[
     Path, typer.Argument(help="A run folder, or samples: a folder, archive or .npz of images.")
 ]

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import os
 import sys
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from poise.artifacts import replacing
+from poise.errors import ArtifactError
 from poise.evaluation.features import FeatureExtractor, extract
 
 _ROWS = 4096  # of a piece that is hashed at once
@@ -74,21 +75,11 @@ def cached_extract(
     features = extract(extractor, images, device=device, progress=progress)
     narrow = features.astype(np.float32)
     if np.array_equal(narrow, features):  # a space of float64 features is not kept
-        with contextlib.suppress(OSError):
-            _write(path, narrow)
+        with contextlib.suppress(ArtifactError, OSError):
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.save(file, narrow, allow_pickle=False)
+            _forget_oldest(path.parent)
     return features
-
-
-def _write(path: Path, features: NDArray[np.float32]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, features, allow_pickle=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _forget_oldest(path.parent)
 
 
 def _forget_oldest(folder: Path) -> None:

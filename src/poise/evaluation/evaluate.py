@@ -257,11 +257,10 @@ def _novelty(
     n = (len(compared.samples), near.images)
     distances = near.samples.distances[:, 0]
     weak = ""
-    if copying["detectable_from"] > max(n[0] / 10, 1):
+    if _blind(copying, n[0]):
         weak = f"Fewer than {copying['detectable_from']} copies cannot be found at these counts."
-    share = copying["share"]
     low, high = copying["share_low"], copying["share_high"]
-    flagged = named("copies", Estimate(share, (high - low) / (2 * CONFIDENCE)), 0.0, n, weak)
+    share = Estimate(copying["share"], (high - low) / (2 * CONFIDENCE))
     own = {
         "calibrated_by": copying["calibration"],
         "false_discovery_rate": copying["q"],
@@ -275,7 +274,7 @@ def _novelty(
             n,
             few((n[0], near.images)),
         ),
-        "copies": replace(flagged, own=own, exact=(low, high)),
+        "copies": replace(named("copies", share, 0.0, n, weak, **own), exact=(low, high)),
     }
     for name, (estimate, real) in novelty(near, train, val, compared.samples.features).items():
         mark = few((n[0], n[1] if val is None else len(val)))
@@ -283,6 +282,11 @@ def _novelty(
             mark = "Too few images for this figure."
         found[name] = named(name, estimate, real, n, mark)
     return found
+
+
+def _blind(copying: Mapping[str, Any], samples: int) -> bool:
+    """Whether so many copies are needed for the test to flag one that it proves little."""
+    return bool(copying["detectable_from"] > max(samples / 10, 1))
 
 
 def _repeated(samples: Side) -> int | None:
@@ -297,10 +301,10 @@ def _labels(compared: Compared) -> dict[str, Any] | None:
     labels, real, K = compared.labels, compared.reference_labels, len(compared.names)
     if labels is None or real is None:
         return None
-    counts = (np.bincount(rows, minlength=K).tolist() for rows in (labels, real))
     return {
         "names": list(compared.names),
-        **dict(zip(("samples", "reference"), counts, strict=True)),
+        "samples": np.bincount(labels, minlength=K).tolist(),
+        "reference": np.bincount(real, minlength=K).tolist(),
     }
 
 
@@ -309,7 +313,7 @@ def per_class(compared: Compared, k: int) -> list[dict[str, Any]] | None:
     labels, real_labels = compared.labels, compared.reference_labels
     if labels is None or real_labels is None:
         return None
-    rows = []
+    rows, fewest = [], max(_FEWEST_OF_CLASS, k + 1)
     for number, name in enumerate(compared.names):
         own, real = np.flatnonzero(labels == number), np.flatnonzero(real_labels == number)
         row: dict[str, Any] = {
@@ -319,15 +323,15 @@ def per_class(compared: Compared, k: int) -> list[dict[str, Any]] | None:
             "metrics": {},
             "mark": "",
         }
-        if min(len(own), len(real)) < max(_FEWEST_OF_CLASS, k + 1):
-            row["mark"] = f"Fewer than {max(_FEWEST_OF_CLASS, k + 1)} samples or real images."
+        if min(len(own), len(real)) < fewest:
+            row["mark"] = f"Fewer than {fewest} samples or real images."
         else:
             f, f_ref = compared.samples.features[own], compared.reference.features[real]
             estimates = {
                 "kernel_distance": kernel_estimate(f, f_ref),
                 **coverage_estimates(f_ref, f, k),
             }
-            stand_in = _class_stand_in(compared, number, len(own), k)
+            stand_in = _class_stand_in(compared, number, len(own), fewest)
             known = None if stand_in is None else compare(stand_in, f_ref, k)
             for metric, estimate in estimates.items():
                 low, high = estimate.interval()
@@ -341,12 +345,12 @@ def per_class(compared: Compared, k: int) -> list[dict[str, Any]] | None:
     return rows
 
 
-def _class_stand_in(compared: Compared, number: int, size: int, k: int) -> Features | None:
+def _class_stand_in(compared: Compared, number: int, size: int, fewest: int) -> Features | None:
     """Training images of a class in its samples' place; None where there are too few."""
     if compared.train is None or compared.train_labels is None or compared.learnt:
         return None
     rows = np.flatnonzero(compared.train_labels == number)
-    if len(rows) < max(_FEWEST_OF_CLASS, k + 1):
+    if len(rows) < fewest:
         return None
     return compared.train.features[rows[subset_of(len(rows), size)]]
 
@@ -361,7 +365,7 @@ def _warnings(compared: Compared, copying: Mapping[str, Any]) -> list[str]:
     if compared.train is None:
         found.append(
             "No training images are known: copies are looked for among the reference images, and "
-            "real values come from one half of them against the other."
+            "real values come from one part of them against the rest."
         )
     elif compared.unsearched:
         found.append(
@@ -377,7 +381,7 @@ def _warnings(compared: Compared, copying: Mapping[str, Any]) -> list[str]:
         found.append(
             "Most reference images are training images too: copies cannot be told from novelty."
         )
-    if copying["detectable_from"] > max(M / 10, 1):
+    if _blind(copying, M):
         found.append(
             f"With {N} reference images the copy test needs at least {copying['detectable_from']} "
             f"copies among {M} samples to flag any."

@@ -35,7 +35,8 @@ class FeatureExtractor(Protocol):
         ...
 
 
-FEATURES = ("pixels", "random_conv", "domain", "inception", "dinov2", "clip")
+PRETRAINED = ("inception", "dinov2", "clip")
+FEATURES = ("pixels", "random_conv", "domain", *PRETRAINED)
 _SMALL = 16  # pixels of a side up to which the pixels themselves are the features
 
 

@@ -112,9 +112,7 @@ def named(
     """The metric called `name` of METRICS."""
     kind, better = METRICS[name]
     value = estimate if isinstance(estimate, Estimate) else Estimate(float(estimate))
-    beside = (
-        Estimate(math.nan if real is None else real) if not isinstance(real, Estimate) else real
-    )
+    beside = real if isinstance(real, Estimate) else Estimate(math.nan if real is None else real)
     return Metric(
         value,
         finite(beside.value),

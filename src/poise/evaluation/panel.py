@@ -175,7 +175,7 @@ def few(n: Counts) -> str:
 def _with_real(
     name: str, sides: Sides, measure: Callable[[Sides], Estimate | float], **own: object
 ) -> Metric:
-    """A metric and the same of real images; `measure` is asked for the samples last."""
+    """A metric and the same of real images."""
     real = measure(sides.swapped())
     return named(
         name, measure(sides), real, sides.n, few(sides.n), real_n=list(sides.real_n), **own
@@ -269,8 +269,11 @@ def _kernels(sides: Sides) -> dict[str, Metric]:
 def _real_cmmd(sides: Sides) -> float:
     """CMMD of real images, its bias brought to the counts of the samples."""
     f, f_ref = sides.stand_in.features, sides.stand_in_reference.features
+    biased = cmmd(f, f_ref).value
+    if sides.real_n == sides.n:
+        return biased
     unbiased = cmmd(f, f_ref, biased=False).value
-    bias = cmmd(f, f_ref).value - unbiased
+    bias = biased - unbiased
     return unbiased + bias * _per_image(sides.n) / _per_image(sides.real_n)
 
 

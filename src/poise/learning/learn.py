@@ -304,6 +304,8 @@ def _validated(training: Training) -> None:
 def _scored(training: Training) -> None:
     """Score the snapshot that was just written, where that is due; past the best the run ends."""
     journal, seen = training.journal, training.state.images_seen
+    if not training.job.run.snapshot_at(seen).exists():  # after most updates
+        return
     if training.scores.due(seen):
         journal.phase = "score"
         try:

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from poise.artifacts import read_json, write_bytes
-from poise.errors import ArtifactError
+from poise.artifacts import write_bytes
 from poise.report import metrics, page
 from poise.report.finding import GOOD, NOTE, WEAK, WORDS, Finding
-from poise.report.folder import Row, items, section
+from poise.report.folder import Row, items, read_record, section
 from poise.report.page import Html, visible
 from poise.report.pictures import embed
 from poise.report.reading import reading_of
@@ -24,10 +23,7 @@ def write_comparison(folder: Path) -> Path:
     Raises:
         ArtifactError: there is no readable comparison.json, or the page cannot be written.
     """
-    path = folder / "comparison.json"
-    record = read_json(path)
-    if not isinstance(record, dict):
-        raise ArtifactError(f"{path} does not describe a comparison.", expected="a JSON object")
+    record = read_record(folder / "comparison.json", "a comparison")
     sections = [
         ("verdict", "The verdict", _verdict(record)),
         ("scores", "Scores", _scores(record)),
@@ -39,14 +35,7 @@ def write_comparison(folder: Path) -> Path:
         f"{plural(len(names), 'run')}, {plural(record.get('samples'), 'sample')} of each from the "
         f"same seeds: {', '.join(names)}."
     )
-    body = page.join(
-        [
-            Html("<h1>Comparison</h1>"),
-            page.paragraph(lead, "lead"),
-            page.contents((anchor, title) for anchor, title, _ in sections),
-            *[page.section(anchor, title, parts) for anchor, title, parts in sections],
-        ]
-    )
+    body = page.sectioned([Html("<h1>Comparison</h1>"), page.paragraph(lead, "lead")], sections)
     write_bytes(folder / "comparison.html", page.document("Poise: comparison", body, figures=False))
     return folder / "comparison.html"
 

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from poise.artifacts import read_json, write_bytes
-from poise.errors import ArtifactError
+from poise.artifacts import write_bytes
 from poise.report import page, scores
 from poise.report.finding import WORDS
-from poise.report.folder import Row
+from poise.report.folder import Row, read_record
 from poise.report.judgement import judge
 from poise.report.page import Html, visible
 from poise.report.pictures import embed
@@ -21,10 +20,7 @@ def write_evaluation(folder: Path) -> Path:
     Raises:
         ArtifactError: there is no readable evaluation.json, or the page cannot be written.
     """
-    path = folder / "evaluation.json"
-    record = read_json(path)
-    if not isinstance(record, dict):
-        raise ArtifactError(f"{path} does not describe an evaluation.", expected="a JSON object")
+    record = read_record(folder / "evaluation.json", "an evaluation")
     sections = [
         ("verdict", "The verdict", _verdict(record)),
         ("pictures", "The samples", _pictures(record, folder)),
@@ -38,13 +34,7 @@ def write_evaluation(folder: Path) -> Path:
             sections.append((anchor, title, parts))
     details = [*scores.copying(record), scores.protocol(record)]
     sections.append(("protocol", "How it was measured", details))
-    body = page.join(
-        [
-            _title(record),
-            page.contents((anchor, title) for anchor, title, _ in sections),
-            *[page.section(anchor, title, parts) for anchor, title, parts in sections],
-        ]
-    )
+    body = page.sectioned([_title(record)], sections)
     title = f"Poise: {_name(record)}"
     write_bytes(
         folder / "evaluation.html",

@@ -49,9 +49,7 @@ def read_run(run: RunDir) -> RunFiles:
     Raises:
         ArtifactError: the folder has no readable run.json, so it is not a run.
     """
-    about = read_json(run.run)
-    if not isinstance(about, dict):
-        raise ArtifactError(f"{run.run} does not describe a run.", expected="a JSON object")
+    about = read_record(run.run, "a run")
     problems: list[str] = []
     scores = [_optional(run.scores(split), problems) for split in ("val", "test")]
     scored = run.samples / "scored.png"
@@ -74,6 +72,18 @@ def read_run(run: RunDir) -> RunFiles:
         pictures=run.samples,
         problems=problems,
     )
+
+
+def read_record(path: Path, what: str) -> Row:
+    """The JSON object of a file that a page is made of.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise ArtifactError(f"{path} does not describe {what}.", expected="a JSON object")
+    return record
 
 
 def section(row: Row | None, key: str) -> Row:

@@ -164,6 +164,14 @@ def contents(sections: Iterable[tuple[str, str]]) -> Html:
     return Html("<nav>" + "\n".join(links) + "</nav>")
 
 
+def sectioned(head: Iterable[Html], sections: Sequence[tuple[str, str, list[Html]]]) -> Html:
+    """What stands above, links to the sections (anchor, title, parts), and the sections."""
+    links = contents((anchor, title) for anchor, title, _ in sections)
+    return join(
+        [*head, links, *[section(anchor, title, parts) for anchor, title, parts in sections]]
+    )
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], kinds: str) -> Html:
     """A table in a box that scrolls by itself.
 

@@ -46,13 +46,7 @@ def write_report(run: RunDir) -> Path:
         ("provenance", "Environment and provenance", _provenance(files)),
         ("closest", "Worst, best, missing, closest", _closest(files)),
     ]
-    body = page.join(
-        [
-            _title(files.run),
-            page.contents((anchor, title) for anchor, title, _ in sections),
-            *[page.section(anchor, title, parts) for anchor, title, parts in sections],
-        ]
-    )
+    body = page.sectioned([_title(files.run)], sections)
     write_bytes(run.report, page.document(f"Poise: {_name(files.run)}", body))
     return run.report
 

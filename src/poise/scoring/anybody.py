@@ -9,7 +9,7 @@ from poise.console import Screen
 from poise.errors import DataError, UsageError
 from poise.evaluation.cache import content_hash
 from poise.evaluation.metric import Metric
-from poise.evaluation.panel import Side, few
+from poise.evaluation.panel import few
 from poise.evaluation.reconstruction import reconstruction, reconstruction_floor
 from poise.evaluation.reference import (
     Reference,
@@ -25,7 +25,7 @@ from poise.scoring.foreign import (
     same_channels,
     sample_labels,
 )
-from poise.scoring.judge import described, judge, judge_features
+from poise.scoring.judge import judge, judge_features, protocol_of
 from poise.scoring.real import Samples, features_of, space_of
 from poise.scoring.sheets import save_sheets
 from poise.settings import EvaluationConfig
@@ -127,7 +127,7 @@ def make_reference(
     reference = Reference.of(
         features,
         {
-            **described(extractor, Side(features), prefix=True),
+            **protocol_of(extractor),
             "resolution": int(real.reference.shape[2]),
             "images": len(features),
             "split": real.split,

@@ -59,7 +59,7 @@ def judge(
             features=described(extractor, compared.samples),
             protocol={
                 **protocol,
-                **described(extractor, compared.samples, prefix=True),
+                **protocol_of(extractor),
                 "resolution": int(samples.images.shape[2]),
                 "reference": real.split,
                 "reference_resized": real.resized,
@@ -103,7 +103,7 @@ def judge_features(
         )
     about = {
         **protocol,
-        **described(extractor, Side(f), prefix=True),
+        **protocol_of(extractor),
         "resolution": side,
         "reference": known.get("split"),
         "data": known.get("data"),
@@ -119,22 +119,23 @@ def judge_features(
     )
 
 
-def described(
-    extractor: FeatureExtractor, samples: Side, *, prefix: bool = False
-) -> dict[str, Any]:
-    """A feature space for the record, or with prefixes for the protocol of a metric."""
-    if prefix:
-        return {
-            "features": extractor.name,
-            "features_digest": extractor.digest,
-            "resizer": extractor.resizer,
-            "dtype": "float64",
-        }
+def described(extractor: FeatureExtractor, samples: Side) -> dict[str, Any]:
+    """A feature space, for the record."""
     return {
         "name": extractor.name,
         "digest": extractor.digest,
         "resizer": extractor.resizer,
         "dimensions": samples.features.shape[1],
+    }
+
+
+def protocol_of(extractor: FeatureExtractor) -> dict[str, Any]:
+    """A feature space, for the protocol of each metric."""
+    return {
+        "features": extractor.name,
+        "features_digest": extractor.digest,
+        "resizer": extractor.resizer,
+        "dtype": "float64",
     }
 
 

@@ -15,7 +15,7 @@ from poise.data.imageset import Subset
 from poise.errors import DataError
 from poise.evaluation.evaluate import FEWEST
 from poise.evaluation.extractors.domain import train_encoder
-from poise.evaluation.features import build_features, extract, features_named
+from poise.evaluation.features import PRETRAINED, build_features, extract, features_named
 from poise.journal import Prepared, log_event
 from poise.runtime import generator_at, seed_at
 from poise.sampling import Model, chosen_model, draw
@@ -112,7 +112,7 @@ def check_features(job: Prepared) -> None:
         PoiseError: there are none.
     """
     settings = job.config.evaluation
-    if features_named(settings.features, job.facts.resolution) != "domain":
+    if settings.features in PRETRAINED:
         weights = None if settings.feature_weights is None else Path(settings.feature_weights)
         build_features(settings.features, job.facts.resolution, weights)
 

@@ -106,7 +106,7 @@ class Watcher:
             views = [searched, searched.mirrored()] if real.mirrored else [searched]
             train = np.concatenate([features_of(extractor, x, _QUIET, "") for x in views])
             f = features_of(extractor, real.reference, _QUIET, "")
-            near = surroundings(train, f, f, len(views))
+            near = surroundings(train, f, f[:2], len(views))
             stand_in = train[subset_of(near.images, count)]
             values: dict[str, Any] = compare(stand_in, f, settings.neighbours)
             values["nearest_train_distance"] = float(np.median(near.real.distances[:, 0]))
