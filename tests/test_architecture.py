@@ -21,7 +21,7 @@ ROOMS = {name.split(".")[0] for name in MODULES} - {"__init__", "__main__"}
 LAYERS = [  # imports go down; rooms on one line do not import each other
     {"cli"},
     {"api"},
-    {"drill"},
+    {"drill", "tuning"},
     {"pipeline", "prepare"},
     {"audit"},
     {"choosing", "learning"},

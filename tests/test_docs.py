@@ -63,9 +63,16 @@ def tiny_train(source: Any, *, run: Any, resume: bool = False, **settings: Any) 
     return api.train(source, run=run, images=64, resume=resume, quiet=True, **settings)
 
 
+def tiny_tune(source: Any, *, run: Any, **given: Any) -> tuple[dict[str, Any], Path]:
+    """`poise.tune` with two trials of almost nothing; a budget of the document is checked."""
+    arguments.parse_duration(given.pop("budget"))
+    small = {"trials": 2, "images": 64, "seeds": 1, "quiet": True}
+    return api.tune(source, run=run, **{**given, **small, **TINY})
+
+
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with `photos/` of two classes, where `poise.train` takes a second."""
+    """A folder with `photos/` of two classes, where `poise.train` and `poise.tune` take seconds."""
     folder = tmp_path_factory.mktemp("documents")
     generator = np.random.default_rng(0)
     for kind in ("cat", "dog"):
@@ -76,6 +83,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     before = Path.cwd()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(poise, "train", tiny_train, raising=False)
+        patch.setattr(poise, "tune", tiny_tune, raising=False)
         os.chdir(folder)
         yield folder
         os.chdir(before)

@@ -148,7 +148,7 @@ def test_a_job_that_kills_is_tried_twice_and_the_others_lose_nothing(tmp_path: P
 
 
 def test_no_job_is_blamed_where_no_process_can_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_begin_worker", os.abort)
+    monkeypatch.setattr(engines, "begin_worker", os.abort)
     with pytest.raises(engines.PoiseError, match="before it had begun"):
         list(ordered_map(look, range(4), workers=2, on_death=look))
 

@@ -1,6 +1,7 @@
-"""A Ray cluster of two workers does what one process does: the engine, the audit, prepare."""
+"""A Ray cluster of two workers does what one process does: engine, audit, prepare, a fleet."""
 
 import json
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,9 @@ import tiny
 from PIL import Image
 
 from poise.engines import ordered_map
+from poise.errors import Interrupted, UsageError
+from poise.signals import catch_signals
+from poise.tuning.fleet import run_workers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own parts
 
@@ -69,3 +73,27 @@ def test_audit_and_prepare_write_what_the_local_engine_writes(cluster: Any, tmp_
     )
     assert one.keys() == other.keys() and len(one) >= 5
     assert [name for name in one if one[name] != other[name]] == []
+
+
+def patient(seat: str, *, folder: Path) -> int:
+    """Works until it is asked to stop, and saves its state; the seat `wrong` fails meanwhile."""
+    begun = folder / "begun"
+    while seat == "wrong" and not begun.exists():
+        time.sleep(0.01)
+    if seat == "wrong":
+        return work.usage(7)
+    with catch_signals() as caught:
+        begun.touch()
+        while not caught.names:
+            time.sleep(0.01)
+    (folder / "saved").write_text(" ".join(caught.names))
+    raise Interrupted("Stopped by a signal; the state is saved.")
+
+
+def test_a_fleet_outlives_a_death_and_stops_at_an_error(cluster: Any, tmp_path: Path) -> None:
+    news: list[int] = []
+    run = partial(run_workers, engine="ray", on_news=lambda: news.append(1))
+    assert run(partial(work.deadly, folder=tmp_path), [3, 4]) == [-3, -4] and news
+    with pytest.raises(UsageError, match="seven"):
+        run(partial(patient, folder=tmp_path), ["patient", "wrong"])
+    assert (tmp_path / "saved").read_text() == "SIGINT"

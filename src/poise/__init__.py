@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         make_reference,
         prepare_images,
         train,
+        tune,
     )
 
 # Threads that spin long while they wait make a step many times slower as soon as another process
@@ -31,6 +32,7 @@ __all__ = [
     "make_reference",
     "prepare_images",
     "train",
+    "tune",
 ]
 
 

@@ -12,6 +12,7 @@ It knows where things lie and whether they are whole; what they mean is for thos
     choices.json       weights, guidance          magnitudes.jsonl   sizes of weights, activations
     tradeoff.json      what guidance costs        scores.jsonl       of snapshots while training
     preflight.json     checks before training     alive.json         while a process trains it
+    tuning.json        the study it came from     model-card.md      the run in Markdown
 
 A checkpoint that cannot be used is kept beside the others as *.damaged.
 """

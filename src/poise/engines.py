@@ -80,7 +80,7 @@ def ordered_map(
     if engine not in ("local", "ray"):
         raise UsageError(f"There is no engine {engine!r}.", expected="local or ray")
     if engine == "ray":
-        _require_ray()
+        require_ray()
     return _in_order(function, iter(jobs), engine, workers, on_death)
 
 
@@ -118,14 +118,14 @@ def _in_order(
     jobs = chain(first, jobs)
     if len(first) < 2 or (engine == "local" and (workers or cores()) == 1):
         for job in jobs:
-            yield _opened(job, _attempt(function, job))
+            yield opened(job, attempt(function, job))
     elif engine == "local":
         yield from _local(function, jobs, workers or cores(), on_death)
     else:
         yield from _ray(function, list(jobs), workers, on_death)
 
 
-def _attempt(function: Callable[[Any], Any], job: Any) -> _Outcome:
+def attempt(function: Callable[[Any], Any], job: Any) -> _Outcome:
     """Errors travel as values: a pool that cannot rebuild an exception would break instead."""
     try:
         return _Outcome(function(job))
@@ -138,7 +138,7 @@ def _attempt(function: Callable[[Any], Any], job: Any) -> _Outcome:
         return _Outcome(error=error, trace=trace)
 
 
-def _opened(job: Any, outcome: _Outcome) -> Any:
+def opened(job: Any, outcome: _Outcome) -> Any:
     """The result; or raises the error."""
     if outcome.error is None:
         return outcome.value
@@ -189,7 +189,7 @@ def _local(
                 pool = _Pool(function, workers)
                 continue
             flying.popleft()
-            yield _opened(job, outcome)
+            yield opened(job, outcome)
     finally:
         pool.close()
 
@@ -205,7 +205,7 @@ def _one_by_one(
         while flying:
             job, future = flying.popleft()
             if not future.cancelled() and future.exception() is None:  # it was faster
-                yield _opened(job, future.result())
+                yield opened(job, future.result())
                 continue
             pool = pool or _Pool(function, 1, check=True)
             try:
@@ -215,7 +215,7 @@ def _one_by_one(
                 pool = None
                 yield _after_death(job, on_death)
             else:
-                yield _opened(job, outcome)
+                yield opened(job, outcome)
     finally:
         if pool is not None:
             pool.close()
@@ -231,20 +231,20 @@ class _Pool:
         origin = getattr(function, "func", function)  # of a partial
         self._script = getattr(origin, "__module__", None) == "__main__"
         self._pool = ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=_begin_worker
+            workers, multiprocessing.get_context("spawn"), initializer=begin_worker
         )
         if check:
             self._check()
 
     def submit(self, job: Any) -> "Future[_Outcome]":
-        return self._start(_attempt, self._function, job)
+        return self._start(attempt, self._function, job)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _start(self, *call: Any) -> "Future[Any]":
         try:
-            with nullcontext() if self._script else _without_script():
+            with nullcontext() if self._script else without_script():
                 return self._pool.submit(*call)
         except BrokenProcessPool as error:
             broken: Future[Any] = Future()
@@ -264,11 +264,11 @@ class _Pool:
             ) from error
 
 
-def _begin_worker() -> None:
-    """Before numpy or torch are loaded: one thread, no Ctrl-C, and an end with the parent."""
+def begin_worker(threads: int = 1) -> None:
+    """Before numpy or torch are loaded: their threads, no Ctrl-C, and an end with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
+        os.environ[name] = str(threads)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -280,7 +280,7 @@ def _begin_worker() -> None:
 
 
 @contextmanager
-def _without_script() -> Iterator[None]:
+def without_script() -> Iterator[None]:
     """Processes started meanwhile do not run the caller's script once more."""
     script = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -300,7 +300,7 @@ class _Parcel:
     value: Any
 
 
-def _require_ray() -> None:
+def require_ray() -> None:
     if any(importlib.util.find_spec(name) is None for name in ("ray", "pyarrow")):
         raise UsageError(
             "The engine ray needs Ray Data, which is not installed.",
@@ -315,7 +315,7 @@ def _ray(
     on_death: Callable[[Job], Result] | None,
 ) -> Generator[Result, None, None]:
     """One Ray Data task per job; Ray's own rules say how many results wait to be taken."""
-    with _cluster(workers or cores()):
+    with cluster(workers or cores()):
         import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -327,7 +327,7 @@ def _ray(
         data.context.execution_options.preserve_order = True
         for job, row in zip(jobs, data.iter_rows(), strict=True):
             outcome = row["outcome"].value
-            yield _after_death(job, on_death) if outcome.died else _opened(job, outcome)
+            yield _after_death(job, on_death) if outcome.died else opened(job, outcome)
 
 
 def _row(function: Callable[[Any], Any], row: dict[str, _Parcel]) -> dict[str, _Parcel]:
@@ -335,7 +335,7 @@ def _row(function: Callable[[Any], Any], row: dict[str, _Parcel]) -> dict[str, _
     import ray
     from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
-    task = ray.remote(_attempt).options(num_cpus=1, max_retries=1)
+    task = ray.remote(attempt).options(num_cpus=1, max_retries=1)
     try:
         outcome: _Outcome = ray.get(task.remote(function, row["job"].value))
     except (OutOfMemoryError, WorkerCrashedError):
@@ -344,7 +344,7 @@ def _row(function: Callable[[Any], Any], row: dict[str, _Parcel]) -> dict[str, _
 
 
 @contextmanager
-def _cluster(workers: int) -> Iterator[None]:
+def cluster(workers: int) -> Iterator[None]:
     """Connected to Ray: as this process is, or to a running cluster, or to one started here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # would upload the working folder

@@ -112,18 +112,18 @@ def _train(job: Job, screen: Screen, world: World | None) -> RunDir:
             else:
                 _note_unscored(prepared, images_seen, screen)
     except (Interrupted, KeyboardInterrupt):
-        _set_status(prepared, "interrupted")
+        set_status(prepared, "interrupted")
         raise
     except Stopped as stop:
-        _set_status(prepared, "stopped", reason=stop.found, cause=stop.cause)
+        set_status(prepared, "stopped", reason=stop.found, cause=stop.cause)
         raise
     except Exception:
         with suppress(
             PoiseError
         ):  # the failure itself is what must be heard, not a full disk's echo
-            _set_status(prepared, "failed")
+            set_status(prepared, "failed")
         raise
-    _set_status(prepared, "finished", images_seen=images_seen)
+    set_status(prepared, "finished", images_seen=images_seen)
     write_report(run)
     screen.say(f"Done in {duration(clock.seconds())}. Report: {run.report}")
     return run
@@ -183,13 +183,18 @@ def prepare(job: Job, screen: Screen, clock: Clock) -> Prepared:
     config, name = _settle(job, chosen, dataset, splits, facts, clock, screen)
     runtime = choose_runtime(config.training.precision, config.training.threads)
     prepared = Prepared(run, config, dataset, splits, facts, runtime, clock)
-    write_bytes(run.config, to_toml(config).encode())
     write_json(run.splits, splits.to_json(dataset))
     write_json(run.audit, summarize(dataset, splits))
-    write_json(run.run, _describe(job, prepared, name))
+    write_down(job, prepared, name)
     for incident in file_incidents(dataset):
         log_row(run, incident.row())
     return prepared
+
+
+def write_down(job: Job, prepared: Prepared, preset: str) -> None:
+    """The settings of a run and what it is, in its folder, before anything runs."""
+    write_bytes(prepared.run.config, to_toml(prepared.config).encode())
+    write_json(prepared.run.run, _describe(job, prepared, preset))
 
 
 def check(job: Prepared, screen: Screen) -> Prepared:
@@ -373,7 +378,8 @@ def _describe(job: Job, prepared: Prepared, preset: str) -> dict[str, Any]:
     }
 
 
-def _set_status(prepared: Prepared, status: str, **more: Any) -> None:
+def set_status(prepared: Prepared, status: str, **more: Any) -> None:
+    """Write down how a run stands, and how long it took."""
     info = read_json(prepared.run.run)
     info |= {"status": status, "seconds": round(prepared.clock.seconds(), 1), **more}
     write_json(prepared.run.run, info)

@@ -1,5 +1,6 @@
 """A report holds what the folder holds, escaped, alone, and always the same."""
 
+import hashlib
 import html
 import json
 import random
@@ -230,13 +231,75 @@ def test_names_that_are_not_utf8_do_not_stop_the_page(run: RunDir) -> None:
     assert "caf?.png" in words_of(run)
 
 
+def test_digests_and_checks_are_in_the_provenance(run: RunDir) -> None:
+    run.snapshots.mkdir()
+    for seen in (200_000, 400_000):
+        run.snapshot_at(seen).write_bytes(b"%d" % seen)
+    words = words_of(run)
+    for path, content in ((run.config, run.config.read_bytes()), (run.snapshot_at(400_000), None)):
+        name = path.relative_to(run.root).as_posix()
+        digest = hashlib.sha256(content or b"400000").hexdigest()
+        assert f"SHA-256 of {name} {digest}" in words
+    assert "000000200000.safetensors" not in words
+
+
+def test_without_a_tradeoff_the_snapshots_show_fidelity_and_diversity(run: RunDir) -> None:
+    assert "Fidelity and diversity" not in words_of(run)
+    (run.root / "tradeoff.json").unlink()
+    page = page_of(run)
+    assert "Fidelity and diversity" in page
+    figure = next(f for f in figures_of(page) if f["layout"]["xaxis"]["title"]["text"] == "Recall")
+    rows = [row for row in snapshots() if row["weights"] == "ema_0.100"]
+    line, star = figure["data"][0], figure["data"][-1]
+    assert line["x"] == pytest.approx([row["values"]["recall"] for row in rows], rel=1e-5)
+    assert line["y"] == pytest.approx([row["values"]["precision"] for row in rows], rel=1e-5)
+    assert line["text"][0] == "50 k" and line["text"][-1] == "400 k" and not any(line["text"][1:-1])
+    assert star["name"] == "real images" and star["marker"]["symbol"] == "star"
+
+
+def test_what_was_chosen_afterwards_is_told(run: RunDir) -> None:
+    record = {
+        "metric": "frechet_distance",
+        "confirmed": {"before": 2.0, "after": 1.5, "better": True},
+        "tried": [{"candidate": "ema_0.080", "frechet_distance": 1.25}],
+    }
+    choices = {"weights": {"name": "ema_0.080", **record}, "guidance": {"strength": 1.7}}
+    write_json(run.choices, choices)
+    words = words_of(run)
+    assert "from EMA 0.080, chosen by Fréchet distance: 1.50 on fresh seeds, before 2.00." in words
+    assert "1 candidate tried Candidate Fréchet distance ema_0.080 1.25" in words
+    assert "with guidance of strength 1.70." in words
+
+
+def test_a_study_has_its_section(run: RunDir) -> None:
+    assert 'id="tuning"' not in page_of(run)
+    sentences = [
+        "What to set: a rate of 0.02.",
+        "How sure we are: fairly.",
+        "Warm-up did not matter.",
+    ]
+    study = {"best": {"number": 3, "settings": {"training.lr": 0.02}, "sentences": sentences}}
+    write_json(run.root / "tuning.json", study)
+    page = page_of(run)
+    assert 'id="tuning"' in page and "a rate of 0.02." in page
+    assert "poise tune" not in page
+
+
+def test_waiting_for_images_is_told(run: RunDir) -> None:
+    for row in range(500):
+        append_jsonl(run.log("timing"), {"images_seen": 400_000 + row, "waited_share": 0.125})
+    assert "wall clock logged, 12.5 % of it waiting for images." in words_of(run)
+
+
 def test_the_page_stays_small(tmp_path: Path) -> None:
     run = build(tmp_path, rows=3000)
     chance = random.Random(1)
+    for name in ("scored", "neighbours"):
+        picture(run.samples / f"{name}.png", chance)
     for path in run.samples.glob("*.png"):
         picture(path, chance, (1280, 1024))
     page = page_of(run)
-    assert run.report.stat().st_size < 8_000_000
+    assert run.report.stat().st_size < 9_000_000
     assert all(len(t["x"]) <= 400 for figure in figures_of(page) for t in figure["data"])
     assert "Shown compressed" in page
 

@@ -3,10 +3,12 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from synthetic_scores import scores, snapshots, tradeoff
 
 from poise.report import metrics, scorefigures, words
-from poise.report.figures import Axis, Curve, lines, thin
+from poise.report.figures import Axis, Curve, axis_of, lines, thin
 
 
 @pytest.mark.parametrize(
@@ -119,3 +121,19 @@ def test_of_many_classes_those_farthest_from_real_images_are_drawn() -> None:
     }
     figure = scorefigures.class_shares(record)
     assert len(figure["data"][0]["x"]) == 20 and f"kind {wrong}" in figure["data"][0]["x"]
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1.001, 1e6))
+def test_an_axis_has_a_few_ticks_wherever_its_values_lie(low: float, times: float) -> None:
+    tick = axis_of(Axis("", log=True), [low, low * times])["dtick"]
+    if isinstance(tick, str) and tick.startswith("L"):
+        assert 2 <= low * (times - 1) / float(tick[1:]) <= 9
+    else:
+        assert times > 10**0.34
+
+
+def test_a_level_line_is_drawn_level() -> None:
+    low, high = axis_of(Axis(""), [0.999892, 0.999895])["range"]
+    assert low < 0.96 and high > 1.04
+    assert "range" not in axis_of(Axis(""), [0.9, 1.1])
+    assert "range" not in axis_of(Axis(""), [])

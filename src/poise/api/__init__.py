@@ -10,6 +10,7 @@ from poise.api.scores import (
     verdict_lines,
 )
 from poise.api.speed import measure_data_speed, measure_score_speed, measure_speed
+from poise.api.tuning import tune, tune_request
 
 __all__ = [
     "Run",
@@ -26,5 +27,7 @@ __all__ = [
     "prepare_images",
     "train",
     "train_job",
+    "tune",
+    "tune_request",
     "verdict_lines",
 ]

@@ -21,6 +21,7 @@ from poise.errors import ArtifactError, UsageError, nearest
 from poise.pictures import save_samples
 from poise.report.evaluation import verdict_lines
 from poise.report.report import write_report
+from poise.report.sidebyside import write_side_by_side
 from poise.sampling import (
     Guidance,
     Model,
@@ -210,9 +211,28 @@ class Run:
         """P_mean and P_std for the next training on this data."""
         return propose_noise(pipeline.reopen(self._run_dir(), self._screen))
 
-    def report(self) -> Path:
-        """Write report.html anew from the run folder alone."""
-        return write_report(self._run_dir())
+    def report(self, *others: "Run", out: str | Path | None = None) -> Path:
+        """Write report.html and model-card.md anew from the run folder alone.
+
+        Args:
+            others: put these runs beside this one on a page of their own instead, from their files
+                alone; `poise.compare` draws from the same seeds.
+            out: that page; None: report-comparison.html in the current folder.
+
+        Raises:
+            UsageError: `out` without others, or one run twice.
+        """
+        if not others and out is not None:
+            raise UsageError(
+                f"{out} is a place for a page about several runs, and there is one.",
+                expected="two runs or more with `out`; the report of one run lies in its folder",
+            )
+        if not others:
+            return write_report(self._run_dir())
+        runs = [run._run_dir() for run in (self, *others)]
+        if len({run.root.resolve() for run in runs}) < len(runs):
+            raise UsageError("A run was given twice.", expected="different run folders")
+        return write_side_by_side(runs, Path(out or "report-comparison.html"))
 
     def _run_dir(self) -> RunDir:
         if not self.path.is_dir():

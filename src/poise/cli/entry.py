@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from poise.cli import data, doctor, drill, runs, scores, tools
+from poise.cli import data, doctor, drill, runs, scores, tools, tuning
 from poise.console import inert
 from poise.errors import PoiseError, UsageError
 
@@ -23,6 +23,7 @@ for _command in (runs.train, runs.sample, scores.evaluate, runs.report, runs.ema
 app.command()(scores.reference)
 app.command()(scores.compare)
 app.command()(scores.tradeoff)
+app.command()(tuning.tune)
 app.command()(runs.noise)
 app.command()(doctor.doctor)
 app.command()(drill.drill)

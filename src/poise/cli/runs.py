@@ -96,11 +96,18 @@ def sample(
     typer.echo(path)
 
 
-def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Write report.html anew from the run folder."""
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="A run folder, or several to compare.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page about several runs. [default: report-comparison.html]"),
+    ] = None,
+) -> None:
+    """Write report.html and model-card.md anew from the run folder; compare several by files."""
     from poise import api
 
-    typer.echo(api.load(run).report())
+    first, *others = (api.load(run) for run in runs)
+    typer.echo(first.report(*others, out=out))
 
 
 _Metric = Annotated[str, typer.Option(help="What decides, on the validation split.")]

@@ -58,13 +58,19 @@ class Training:
     tamper: Tamper | None
     features: float  # seconds kept for the features of the scores
     scores: Watcher  # of snapshots
+    goal: int  # images seen at which this call ends
     over: bool = False  # by the budget, or because more would do harm
     lead: Lead | None = None  # of the other processes of this training
     best: tuple[str, int] | None = None  # weights and images seen, once held-out images get worse
 
 
 def learn(
-    job: Prepared, screen: Screen, *, tamper: Tamper | None = None, world: World | None = None
+    job: Prepared,
+    screen: Screen,
+    *,
+    tamper: Tamper | None = None,
+    world: World | None = None,
+    until: int | None = None,
 ) -> int:
     """Train until the images or the time are used up; returns the images seen.
 
@@ -73,16 +79,17 @@ def learn(
         screen: what the person sees.
         tamper: somebody who disturbs it on purpose, in a fire drill.
         world: the processes that take part, of which this is rank 0; None: this one alone.
+        until: pause after so many images, with everything saved; None: all of the settings'.
 
     Raises:
         Interrupted: a signal came; the state is saved.
         Stopped: the guard ended it, with the reason; or another process was lost.
     """
-    training = _assemble(job, screen, tamper)
+    goal = job.config.training.images if until is None else until
+    training = _assemble(job, screen, tamper, goal)
     with leading(world, training.journal):
         if world is not None:
-            until = job.config.training.images
-            training.lead = Lead(world, training.state, training.quarantine, until=until)
+            training.lead = Lead(world, training.state, training.quarantine, until=goal)
         try:
             return _learn(training)
         finally:
@@ -91,7 +98,7 @@ def learn(
 
 def _learn(training: Training) -> int:
     job, screen = training.job, training.screen
-    state, journal, total = training.state, training.journal, job.config.training.images
+    state, journal, total = training.state, training.journal, training.goal
     killed = job.run.alive.exists()
     write_json(job.run.alive, {"pid": os.getpid(), "host": platform.node()})
     if journal.restore():
@@ -150,7 +157,7 @@ def _copying(journal: Journal) -> Iterator[None]:
         told(sinks.close())
 
 
-def _assemble(job: Prepared, screen: Screen, tamper: Tamper | None) -> Training:
+def _assemble(job: Prepared, screen: Screen, tamper: Tamper | None, goal: int) -> Training:
     config = job.config
     features = 0.0 if job.clock.budget is None else scoring_seconds(job)
     state = fresh_state(job, screen.say)
@@ -173,6 +180,7 @@ def _assemble(job: Prepared, screen: Screen, tamper: Tamper | None) -> Training:
         tamper,
         features,
         Watcher(job),
+        goal,
     )
     journal.memory = lambda: _memory(training)
     journal.recall = lambda memory: _recall(training, memory)
@@ -217,7 +225,7 @@ def _session(training: Training, caught: Caught, bar: Bar) -> None:
             training.state,
             stream,
             training.job.config,
-            until=training.job.config.training.images,
+            until=training.goal,
             measure_every=_MEASURE_EVERY,
         )
         if training.tamper is not None:

@@ -7,7 +7,7 @@ from poise.report.figures import IMAGES, SIGMA, Axis, Mark
 from poise.report.folder import Row, RunFiles
 from poise.report.incidents import told
 from poise.report.page import Html
-from poise.report.words import is_number, listed, number, plural, seconds
+from poise.report.words import is_number, listed, number, plural, seconds, share
 
 
 def training(files: RunFiles) -> list[Html]:
@@ -94,12 +94,12 @@ def speed(files: RunFiles) -> list[Html]:
     middle = sorted(rates)[len(rates) // 2]
     total = files.latest(files.timing, "seconds")
     curve = figures.column(files.timing, "images_per_second", "images per second")
-    figure = figures.lines([curve], IMAGES, Axis("images / s"))
+    figure = figures.lines([curve], IMAGES, Axis("images / s"), _marks(files))
     figure["layout"]["yaxis"]["rangemode"] = "tozero"
     return [
         page.paragraph(
             f"{plural(round(middle) if middle >= 10 else middle, 'image')} per second in the "
-            f"middle of the run; {seconds(total)} of wall clock logged."
+            f"middle of the run; {seconds(total)} of wall clock logged{_waited(files)}."
         ),
         page.plot(
             "Images per second",
@@ -107,6 +107,14 @@ def speed(files: RunFiles) -> list[Html]:
             "Training speed over the run: dips are validation, sampling, or another program.",
         ),
     ]
+
+
+def _waited(files: RunFiles) -> str:
+    """How much of the time went into waiting for images."""
+    parts = [row["waited_share"] for row in files.timing if is_number(row.get("waited_share"))]
+    if not parts:
+        return ""
+    return f", {share(sorted(parts)[len(parts) // 2])} of it waiting for images"
 
 
 _LOSS = (

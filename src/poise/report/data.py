@@ -49,6 +49,8 @@ def _overview(audit: Row) -> str:
             f"brightness {number(bright.get('mean'))}, spread {number(bright.get('std'))}"
             + (f", {plural(flat, 'image')} of one single colour" if is_number(flat) else "")
         )
+    if is_number(audit.get("dropped")) and audit["dropped"] > 0:
+        parts.append(f"{plural(audit['dropped'], 'copy', 'copies')} kept out of all splits")
     ignored = section(audit, "ignored")
     if ignored.get("count"):
         named = listed(items(ignored, "examples"), 5)

@@ -20,6 +20,7 @@ INK = "#808489"  # one grey that reads on white, on black and on paper
 _GRID = "rgba(128,132,137,0.22)"
 _SCALE = ((74, 95, 193), (138, 79, 176), (194, 69, 127), (221, 107, 77), (217, 154, 43))
 _SEVERITY = {"error": "#c0392b", "critical": "#c0392b", "warning": "#c98a1b"}
+_LEVEL = 0.01  # relative spread below which a line counts as level
 _LABELS = 12  # most numbers over a figure; more would cover each other
 
 
@@ -238,13 +239,24 @@ def axis_of(axis: Axis, values: Sequence[float | None]) -> Figure:
         shown["tickformat"] = "~s"
     elif axis.log:
         known = [value for value in values if value] or [1.0]
-        decades = math.log10(max(known) / min(known))
-        # Ticks at 1, 2, 5; at every digit when there is less than one decade, at powers when many.
-        shown["dtick"] = (
-            "D1" if decades < 0.8 else "D2" if decades < 3.5 else math.ceil(decades / 6)
-        )
+        shown["dtick"] = _log_ticks(min(known), max(known))
         shown["tickformat"] = ".3~g"
+    else:
+        known = [value for value in values if value is not None] or [0.0]
+        middle = (min(known) + max(known)) / 2
+        if max(known) - min(known) < _LEVEL * abs(middle):  # else a level line looks like a storm
+            shown["range"] = sorted((0.95 * middle, 1.05 * middle))
     return shown
+
+
+def _log_ticks(low: float, high: float) -> str | int:
+    """Ticks at 1, 2, 5; even steps within a third of a decade, powers over many."""
+    decades = math.log10(high / low)
+    if 0 < decades < 0.35:
+        step = (high - low) / 4
+        power = 10 ** math.floor(math.log10(step))
+        return f"L{min((1, 2, 5, 10), key=lambda n: abs(n * power - step)) * power:.6g}"
+    return "D1" if decades < 0.8 else "D2" if decades < 3.5 else math.ceil(decades / 6)
 
 
 def _vertical(marks: Sequence[Mark]) -> Figure:

@@ -1,5 +1,6 @@
 """The files of a run, read tolerantly: what is absent is empty, what is damaged is named."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,13 @@ class RunFiles:
     scores: list[Row]  # validation first
     snapshots: list[Row]  # scores of snapshots while training
     tradeoff: Row | None
+    preflight: Row | None  # checks before training
+    choices: Row | None  # weights and guidance that were chosen afterwards
+    tuning: Row | None  # the study that found the settings
     grids: list[tuple[int, Path]]  # (images seen, file), oldest first
     scored: Path | None  # samples that were scored, in rows by class
     pictures: Path  # folder of the pictures of the scores
+    digests: dict[str, str]  # SHA-256 of the newest snapshot and of the settings, by file
     problems: list[str]  # files that are there and cannot be read
 
     @property
@@ -64,12 +69,16 @@ def read_run(run: RunDir) -> RunFiles:
         magnitudes=_rows(run.log("magnitudes"), problems),
         scores=[found for found in scores if found],
         snapshots=_rows(run.log("scores"), problems),
-        tradeoff=_optional(run.root / "tradeoff.json", problems),
+        tradeoff=_optional(run.tradeoff, problems),
+        preflight=_optional(run.root / "preflight.json", problems),
+        choices=_optional(run.choices, problems),
+        tuning=_optional(run.root / "tuning.json", problems),
         grids=sorted(
             (int(path.stem), path) for path in run.samples.glob("*.png") if path.stem.isdecimal()
         ),
         scored=scored if scored.is_file() else None,
         pictures=run.samples,
+        digests=_digests([*run.snapshot_files()[-1:], run.config], run.root, problems),
         problems=problems,
     )
 
@@ -110,6 +119,19 @@ def _optional(path: Path, problems: list[str]) -> Row | None:
         return value
     problems.append(f"{path.name} is not what its name says.")
     return None
+
+
+def _digests(paths: list[Path], root: Path, problems: list[str]) -> dict[str, str]:
+    found = {}
+    for path in paths:
+        try:
+            if path.exists():
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                found[path.relative_to(root).as_posix()] = digest
+        except OSError as error:
+            problems.append(f"{path.name} cannot be read ({type(error).__name__}).")
+    return found
 
 
 def _settings(path: Path, problems: list[str]) -> str | None:

@@ -23,7 +23,8 @@ def incidents(files: RunFiles) -> list[Html]:
 
 def told(row: Row) -> str:
     """An incident in a line, for a mark on a curve."""
-    words = f"{cause(str(row.get('kind', '')))}, {count(row['images_seen'])} images"
+    name = cause(str(row.get("cause") or row.get("kind", "")))
+    words = f"{name}, {count(row['images_seen'])} images"
     return f"{page.visible(words)}: {page.visible(row.get('message', ''), 120)}"
 
 

@@ -39,6 +39,9 @@ ul.verdict{list-style:none;margin:.6rem 0;padding:0;max-width:50rem}
 ul.verdict li{display:flex;gap:.9rem;padding:.45rem 0;border-bottom:1px solid var(--line)}
 ul.verdict b{flex:0 0 3.6rem;font-size:.8rem;line-height:1.9;font-weight:600}
 ul.verdict code{display:block;width:fit-content;max-width:100%;margin-top:.2rem}
+ol.steps{margin:.6rem 0;padding-left:1.5rem;max-width:50rem}
+ol.steps li{padding:.35rem 0}ol.steps b{font-weight:600}ol.steps span{color:var(--soft)}
+ol.steps code{display:block;width:fit-content;max-width:100%;margin-top:.2rem}
 code{background:var(--tint);padding:.1rem .4rem;border-radius:3px;font-size:.85rem;
 user-select:all;-webkit-user-select:all;overflow-wrap:anywhere}
 .s0{color:var(--bad)}.s1{color:var(--weak)}.s2{color:var(--soft)}.s3{color:var(--good)}
@@ -246,6 +249,17 @@ def advice(rows: Iterable[tuple[str, str]]) -> Html:
     """What was found, and under it what to do."""
     lines = [f"<dt>{text(found)}</dt><dd>{text(remedy)}</dd>" for found, remedy in rows]
     return Html("<dl>" + "\n".join(lines) + "</dl>")
+
+
+def steps(rows: Iterable[tuple[str, str, str]]) -> Html:
+    """What to do, in order, as (why, what, command); the command may be empty."""
+    lines = [
+        f"<li><b>{text(what)}</b> <span>{text(why)}</span>"
+        + (f" <code>{text(command)}</code>" if command else "")
+        + "</li>"
+        for why, what, command in rows
+    ]
+    return Html('<ol class="steps">' + "\n".join(lines) + "</ol>")
 
 
 def plot(title: str, figure: Figure, caption: str) -> Html:

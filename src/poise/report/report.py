@@ -11,19 +11,24 @@ from poise.artifacts import RunDir, write_bytes
 from poise.config import documented, from_toml
 from poise.errors import PoiseError
 from poise.report import curves, page, progress, scores, verdict
+from poise.report.card import model_card, name_of_run
 from poise.report.data import data
-from poise.report.finding import WORDS, Finding
+from poise.report.fidelity import chosen, fidelity
+from poise.report.finding import GOOD, WORDS, Finding
 from poise.report.folder import Row, RunFiles, items, read_run, section
 from poise.report.incidents import incidents
-from poise.report.judgement import judge
 from poise.report.page import Html
 from poise.report.samples import samples
+from poise.report.steps import RUN, next_steps
+from poise.report.study import study_section
 from poise.report.words import count, is_number, number, plain, plural, seconds
 from poise.settings import Config
 
+_MOST = 6  # findings of one group in sight
+
 
 def write_report(run: RunDir) -> Path:
-    """Read the run folder, write `report.html` into it, and return its path.
+    """Read the run folder, write `report.html` and `model-card.md` into it, give the page's path.
 
     Works at any moment of a run: what is not there yet is said in words.
 
@@ -33,10 +38,11 @@ def write_report(run: RunDir) -> Path:
     files = read_run(run)
     found = verdict.findings(files)
     sections = [
-        ("short", "In short", _in_short(found)),
+        ("verdict", "The verdict", _verdict(files, found)),
         ("samples", "Samples", samples(files)),
         ("scores", "Scores", _scores(files)),
-        ("weak", "What is weak, and what to do", _remedies(found)),
+        ("closest", "Worst, best, missing, closest", _closest(files)),
+        *([("tuning", "Tuning", study_section(files.tuning))] if files.tuning else []),
         ("data", "The data", data(files.audit, section(files.run, "data"))),
         ("training", "Training", curves.training(files)),
         ("validation", "Validation error by noise level", curves.validation(files)),
@@ -44,16 +50,11 @@ def write_report(run: RunDir) -> Path:
         ("incidents", "Incidents and decisions", incidents(files)),
         ("settings", "Settings", _settings(files)),
         ("provenance", "Environment and provenance", _provenance(files)),
-        ("closest", "Worst, best, missing, closest", _closest(files)),
     ]
     body = page.sectioned([_title(files.run)], sections)
-    write_bytes(run.report, page.document(f"Poise: {_name(files.run)}", body))
+    write_bytes(run.report, page.document(f"Poise: {name_of_run(files.run)}", body))
+    write_bytes(run.root / "model-card.md", model_card(files, found))
     return run.report
-
-
-def _name(run: Row) -> str:
-    source = str(run.get("source") or "unnamed images").rstrip("/\\")
-    return source.replace("\\", "/").rsplit("/", 1)[-1] or source
 
 
 def _title(run: Row) -> Html:
@@ -81,13 +82,36 @@ def _title(run: Row) -> Html:
         f"{seconds(run.get('seconds'))}, with {plural(run.get('images_seen'), 'image')} seen; "
         f"{status}."
     )
-    title = Html(f"<h1>{page.text(_name(run))}</h1>")
+    title = Html(f"<h1>{page.text(name_of_run(run))}</h1>")
     return page.join([title, page.paragraph(lead, "lead")])
 
 
-def _in_short(found: list[Finding]) -> list[Html]:
-    shown = verdict.in_short(found)
-    return [page.verdict((f.severity, WORDS[f.severity], f.sentence) for f in shown)]
+def _verdict(files: RunFiles, found: list[Finding]) -> list[Html]:
+    """What is good, what is weak, what to do next."""
+    good = [finding for finding in found if finding.severity == GOOD]
+    other = [finding for finding in found if finding.severity != GOOD]
+    steps = next_steps(files, found)
+    told = [(step.why, step.what, step.command) for step in steps]
+    parts = [
+        page.heading("What is good"),
+        *_group(good, "Nothing that these files show can be praised yet."),
+        page.heading("What is weak or open"),
+        *_group(other, "Nothing that these files show is weak."),
+        page.heading("What to do next"),
+        page.steps(told) if told else page.absent("Nothing calls for a change."),
+    ]
+    if any(RUN in step.command.split() for step in steps):
+        parts.append(page.note(f"{RUN} stands for the folder of this run."))
+    return parts
+
+
+def _group(found: list[Finding], nothing: str) -> list[Html]:
+    """The first few in sight, the others to fold open."""
+    if not found:
+        return [page.absent(nothing)]
+    lines = [(f.severity, WORDS[f.severity], f.sentence) for f in found]
+    more = [page.details(f"{len(lines) - _MOST} more", [page.verdict(lines[_MOST:])])]
+    return [page.verdict(lines[:_MOST]), *(more if len(lines) > _MOST else [])]
 
 
 def _scores(files: RunFiles) -> list[Html]:
@@ -103,6 +127,8 @@ def _scores(files: RunFiles) -> list[Html]:
     *earlier, judged = files.scores
     parts += _record(judged)
     parts += [*progress.snapshots(files.snapshots), *progress.tradeoff(files.tradeoff)]
+    parts += [] if files.tradeoff else fidelity(files.snapshots)
+    parts += chosen(files.choices)
     for record in reversed(earlier):  # without figures, which cannot be drawn while folded
         folded = [*scores.tables(record), *scores.cautions(record), *scores.copying(record)]
         parts.append(page.details(_against(record), [*folded, scores.protocol(record)]))
@@ -110,10 +136,9 @@ def _scores(files: RunFiles) -> list[Html]:
 
 
 def _record(record: Row) -> list[Html]:
-    """Everything that one file of scores holds."""
+    """Everything that one file of scores holds; what it means is said in the verdict."""
     return [
         page.heading(_against(record)),
-        page.verdict((f.severity, WORDS[f.severity], f.sentence) for f in judge(record)),
         *scores.tables(record),
         *scores.cautions(record),
         *scores.classes(record),
@@ -128,13 +153,6 @@ def _against(record: Row) -> str:
         str(record.get("split")), "held-out images"
     )
     return f"Against {split}"
-
-
-def _remedies(found: list[Finding]) -> list[Html]:
-    rows = [(f.sentence, f.remedy) for f in found if f.remedy]
-    if not rows:
-        return [page.absent("Nothing that these files show calls for a change.")]
-    return [page.advice(rows)]
 
 
 def _settings(files: RunFiles) -> list[Html]:
@@ -188,9 +206,25 @@ def _provenance(files: RunFiles) -> list[Html]:
         ("spread of the pixels (σ data)", number(facts.get("sigma_data"))),
         ("mirrored while training", number(facts.get("flip"))),
         *[(key.replace("_", " "), plain(v)) for key, v in section(run, "environment").items()],
+        *[(f"SHA-256 of {name}", digest) for name, digest in files.digests.items()],
     ]
     shown = page.code(" ".join(str(part) for part in command)) if command else Html("")
-    return [shown, page.table(("Fact", "Value"), rows, "tw")]
+    return [shown, page.table(("Fact", "Value"), rows, "tw"), *_checks(files)]
+
+
+def _checks(files: RunFiles) -> list[Html]:
+    """What was looked at before training."""
+    rows = [row for row in items(files.preflight, "checks") if isinstance(row, dict)]
+    if not rows:
+        return []
+    body = [
+        (str(row.get("name", "")), str(row.get("verdict", "")), str(row.get("sentence", "")))
+        for row in rows
+    ]
+    return [
+        page.heading("Checks before training"),
+        page.table(("Check", "Verdict", "What was found"), body, "ttw"),
+    ]
 
 
 def _closest(files: RunFiles) -> list[Html]:

@@ -19,20 +19,21 @@ from poise.report.words import (
     share,
 )
 
-_MOST = 6
-
 # Where a value stops being unremarkable.
 _STILL_FALLING, _RISEN = 0.02, 0.02  # relative change of the validation error
 _SKIPPED_MANY = 0.01  # share of updates
+_GROWN = 1.5  # times: sizes of weights or activations over the second half
 
 
 def findings(files: RunFiles) -> list[Finding]:
     """Everything worth saying, worst first."""
     found = [
         *_status(files),
+        *_scores(files),
         *_skipped(files),
         *_incidents(files),
-        *_scores(files),
+        *_magnitudes(files),
+        *_preflight(files),
         *_validation(files),
         *_averaging(files),
         *_audit(files),
@@ -42,11 +43,6 @@ def findings(files: RunFiles) -> list[Finding]:
         ],
     ]
     return worst_first(found)
-
-
-def in_short(found: list[Finding]) -> list[Finding]:
-    """The few that a reader must know."""
-    return found[:_MOST]
 
 
 def judged_scores(files: RunFiles) -> Row | None:
@@ -125,7 +121,9 @@ def _skipped(files: RunFiles) -> list[Finding]:
 def _incidents(files: RunFiles) -> list[Finding]:
     """All incidents in one line: how many, the last serious one, and what was done."""
     if not files.incidents:
-        return []
+        if not files.metrics or files.run.get("status") not in ("finished", "running"):
+            return []
+        return [Finding(GOOD, "No incident was recorded while training.")]
     errors = [row for _, row in files.incidents if row.get("severity") != "warning"]
     warnings = len(files.incidents) - len(errors)
     counts = [plural(n, word) for n, word in ((len(errors), "error"), (warnings, "warning")) if n]
@@ -141,6 +139,41 @@ def _incidents(files: RunFiles) -> list[Finding]:
             f"{text}{acted}",
             "See the incidents and what was done about each." if errors else "",
         )
+    ]
+
+
+def _magnitudes(files: RunFiles) -> list[Finding]:
+    """Whether weights and activations kept their size over the second half."""
+    rows = files.magnitudes
+    grown = {}
+    for key, words in (("activation_rms_highest", "activations"), ("weight_rms", "weights")):
+        known = [(row["images_seen"], row[key]) for row in rows if is_number(row.get(key))]
+        half = [pair for pair in known if 2 * pair[0] <= known[-1][0]]
+        if half and half[-1][1] > 0:
+            grown[words] = known[-1][1] / half[-1][1]
+    if not grown:
+        return []
+    large = {words: times for words, times in grown.items() if times > _GROWN}
+    if not large:
+        told = f"{' and '.join(grown)} kept their size over the second half of the training."
+        return [Finding(GOOD, sentence(told))]
+    told = ", ".join(f"{words} to {number(times)} times" for words, times in large.items())
+    return [
+        Finding(
+            NOTE,
+            f"Sizes were still growing over the second half of the training: {told}.",
+            "Watch the magnitudes in a longer run; a lower training.lr slows their growth.",
+        )
+    ]
+
+
+def _preflight(files: RunFiles) -> list[Finding]:
+    """What the checks before training warned of."""
+    checks = [row for row in items(files.preflight, "checks") if isinstance(row, dict)]
+    warned = [row for row in checks if row.get("verdict") in ("warn", "refuse")]
+    return [
+        Finding(NOTE, f"Before training: {_line(visible(row.get('sentence', ''), 400))}")
+        for row in warned
     ]
 
 

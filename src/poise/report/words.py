@@ -1,6 +1,7 @@
 """Numbers, durations and lists as people write them."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
@@ -10,7 +11,9 @@ ABSENT = "not known"
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether `value` is a finite int or float (a bool is not)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # a whole number may be beyond any float; nan is not
 
 
 def number(value: Any) -> str:

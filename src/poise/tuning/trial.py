@@ -1,0 +1,139 @@
+"""One trial: train to a rung, and at the last one draw samples and measure them."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from poise.artifacts import RunDir, read_jsonl
+from poise.choosing import METRICS, Judge
+from poise.console import Screen
+from poise.errors import ArtifactError, Interrupted, PoiseError, TrainingError
+from poise.evaluation.evaluate import FEWEST
+from poise.journal import Prepared
+from poise.learning.learn import learn
+from poise.pipeline import set_status
+from poise.sampling import chosen_model
+from poise.tuning.desk import Errand, Outcome
+from poise.tuning.free import search_free, with_free
+from poise.tuning.ground import Ground, failure
+from poise.tuning.plan import images_at
+from poise.tuning.schedule import DEFAULT, DIVERGED, FAILED, REPEAT
+
+VALIDATION = "validation_error"
+CHOICES = (*METRICS, VALIDATION)
+_QUIET = Screen(quiet=True)
+_SEVERITY = {"info": 0, "note": 0, "warning": 1, "error": 2, "critical": 3}
+
+
+class Trials:
+    """Does errands: the objective of a study on real images."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self._judges: dict[int, Judge] = {}
+
+    def __call__(self, errand: Errand) -> Outcome:
+        """Bring a trial to its rung.
+
+        Raises:
+            Interrupted: a signal came; the state is saved.
+            ArtifactError: the disk refuses to be written to.
+        """
+        proxies: list[float] = []
+        try:
+            job = self._ground.prepared(errand.number, errand.settings, errand.seed)
+        except ArtifactError:
+            raise
+        except PoiseError as error:
+            return Outcome((), 0, 0, ended=FAILED, diagnosis=failure(error))
+        images = job.config.training.images
+        seen = 0
+        try:
+            for rung in range(errand.reached + 1, errand.rung + 1):
+                seen = learn(job, _QUIET, until=images_at(self._ground.plan, images, rung))
+                proxies.append(proxy_of(job.run))
+                if not math.isfinite(proxies[-1]):
+                    raise TrainingError("The error on held-out images is no longer finite.")
+            if errand.rung == len(self._ground.plan.rungs) - 1:
+                return self._measured(errand, job, proxies, seen)
+        except (Interrupted, ArtifactError):
+            raise
+        except TrainingError as error:
+            return self._ended(job, proxies, seen, DIVERGED, error)
+        except Exception as error:  # a study goes on whatever one trial does
+            return self._ended(job, proxies, seen, FAILED, error)
+        return Outcome(tuple(proxies), seen, images, diagnosis=diagnosis(job.run))
+
+    def over(self, number: int) -> None:
+        """Of a trial that has ended, keep the newest snapshot alone: its samples can be drawn."""
+        run = RunDir(self._ground.folder(number))
+        for path in [*run.checkpoint_files(), *run.snapshot_files()[:-1]]:
+            path.unlink(missing_ok=True)
+
+    def _ended(
+        self, job: Prepared, proxies: list[float], seen: int, how: str, error: Exception
+    ) -> Outcome:
+        set_status(job, "failed" if how == FAILED else "stopped", reason=failure(error))
+        known = diagnosis(job.run)
+        told = failure(error)
+        words = told if not known or known in told else f"{told} {known}"
+        finite = tuple(p for p in proxies if math.isfinite(p))
+        images = job.config.training.images
+        return Outcome(finite, seen, images, ended=how, diagnosis=words)
+
+    def _measured(self, errand: Errand, job: Prepared, proxies: list[float], seen: int) -> Outcome:
+        """The values of the metrics at the end of a trial."""
+        plan = self._ground.plan
+        free: dict[str, Any] = dict(errand.free)
+        tried: list[dict[str, Any]] = []
+        found: dict[str, float] = {
+            VALIDATION: math.exp(proxies[-1] if proxies else proxy_of(job.run))
+        }
+        if set(plan.metrics) - {VALIDATION}:
+            base = chosen_model(job.run)
+            if errand.role not in (DEFAULT, REPEAT):
+                inner = self._judge(max(FEWEST, plan.samples // 2))
+                free, tried = search_free(job.run, base, plan.space.free(), inner)
+            stream = "confirming" if errand.role != REPEAT else f"repeat {errand.seed}"
+            found |= self._judge(plan.samples).measure(with_free(job.run, base, free), stream)
+            free = {"weights": base.snapshot.weights, **free}
+        set_status(job, "finished", images_seen=seen)
+        values = tuple(float(found[name]) for name in plan.metrics)
+        images = job.config.training.images
+        if not all(math.isfinite(value) for value in values):
+            told = "Its samples have no finite score."
+            return Outcome(tuple(proxies), seen, images, ended=DIVERGED, diagnosis=told)
+        return Outcome(
+            tuple(proxies), seen, images, values, free, tuple(tried), "", diagnosis(job.run)
+        )
+
+    def _judge(self, count: int) -> Judge:
+        """Who measures `count` samples; the features of real images are computed once."""
+        if count not in self._judges:
+            named = [name for name in self._ground.plan.metrics if name != VALIDATION]
+            self._judges[count] = Judge(self._ground.judging(), named[0], count)
+        return self._judges[count]
+
+
+def proxy_of(run: RunDir) -> float:
+    """Mean over noise levels of ln(error on held-out images), lowest over the sets of weights.
+
+    The logarithm gives each level the same voice: a tenth less error counts the same everywhere.
+    """
+    rows = read_jsonl(run.log("validation"))
+    last = [row for row in rows if row["images_seen"] == rows[-1]["images_seen"]]
+    return min((_mean_log(row) for row in last), default=math.nan)
+
+
+def _mean_log(row: Mapping[str, Any]) -> float:
+    losses = [float(band["loss"]) for band in row["bands"]]
+    if not all(math.isfinite(loss) and loss > 0 for loss in losses):
+        return math.nan
+    return sum(math.log(loss) for loss in losses) / len(losses)
+
+
+def diagnosis(run: RunDir) -> str:
+    """The worst of what the guard has named in a run, in its words; empty: nothing."""
+    rows = [row for row in read_jsonl(run.log("events")) if row.get("cause")]
+    worst = max(rows, key=lambda row: _SEVERITY.get(str(row.get("severity")), 0), default=None)
+    return "" if worst is None else f"{worst['cause']}: {worst['message']}"

@@ -1,0 +1,219 @@
+"""What a study found: in figures, and in the three sentences that a user needs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.special import stdtrit
+from scipy.stats import spearmanr
+
+from poise.tuning.plan import Plan
+from poise.tuning.schedule import COMPLETE, DEFAULT, REPEAT, SEARCH, Trial, finalists
+from poise.tuning.space import Space
+
+_FEWEST = 6  # trials from which the importance of settings is told
+_SMALL = 0.05  # share of the variance below which a setting did not matter
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The best settings against the preset, on the same seeds.
+
+    Attributes:
+        mean: best minus preset, in the metric's own direction.
+        low, high: 95 % interval over seeds (Student's t of the paired differences); None for one.
+        level: mean of the preset.
+        seeds: pairs.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    level: float
+    seeds: int
+
+    def share(self, value: float) -> float:
+        """`value` in parts of the preset's mean; nan where that is 0."""
+        return value / abs(self.level) if self.level else math.nan
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, with the relative change."""
+        relative = self.share(self.mean)
+        more = {"relative": relative if math.isfinite(relative) else None}
+        return {"mean": self.mean, "low": self.low, "high": self.high, "seeds": self.seeds, **more}
+
+
+def difference(best: Sequence[float], default: Sequence[float]) -> Difference | None:
+    """The mean of paired differences with its interval; None without pairs."""
+    pairs = [b - d for b, d in zip(best, default, strict=True)]
+    n = len(pairs)
+    if n == 0:
+        return None
+    mean, level = sum(pairs) / n, sum(default) / n
+    if n == 1:
+        return Difference(mean, None, None, level, n)
+    spread = math.sqrt(sum((p - mean) ** 2 for p in pairs) / (n - 1) / n)
+    half = float(stdtrit(n - 1, (1 + _LEVEL) / 2)) * spread
+    return Difference(mean, mean - half, mean + half, level, n)
+
+
+def judged(found: Difference | None, better: str) -> str:
+    """One of better, worse, no-better (the interval holds zero) and unknown (there is none)."""
+    if found is None or found.low is None or found.high is None:
+        return "unknown"
+    sign = 1 if better == "lower" else -1
+    low, high = sorted((sign * found.low, sign * found.high))
+    return "better" if high < 0 else "worse" if low > 0 else "no-better"
+
+
+def repeats(trials: Sequence[Trial], plan: Plan) -> dict[str, list[tuple[float, ...]]]:
+    """Costs of the preset and of the best on the seeds that both have: {"default", "best"}."""
+    named: dict[str, list[tuple[float, ...]]] = {"default": [], "best": []}
+    pair = finalists(trials)
+    if not pair:
+        return named
+    done = {(t.of, t.seed): t.costs for t in trials if t.role == REPEAT and t.costs}
+    for seed in range(1, plan.seeds + 1):
+        both = [done.get((number, seed)) for number in pair]
+        if both[0] is not None and both[1] is not None:
+            named["default"].append(both[0])
+            named["best"].append(both[1])
+    return named
+
+
+def chosen(trials: Sequence[Trial], plan: Plan) -> int | None:
+    """The number of the trial whose settings are trained at the end; None: none has a value.
+
+    The best of the search, unless its repeats are worse on the mean than those of the preset.
+    """
+    pair = finalists(trials)
+    if not pair:
+        ended = [t for t in trials if t.role in (DEFAULT, SEARCH) and t.state == COMPLETE]
+        return ended[0].number if ended else None
+    found = repeats(trials, plan)
+    if not found["best"]:
+        costs = {t.number: t.costs for t in trials}
+        return pair[1] if costs[pair[1]][0] < costs[pair[0]][0] else pair[0]
+    means = [sum(row[0] for row in found[name]) for name in ("default", "best")]
+    return pair[1] if means[1] < means[0] else pair[0]
+
+
+def importance(trials: Sequence[Trial], space: Space, base: Mapping[str, Any]) -> dict[str, float]:
+    """Share of the variance of the proxy at the first rung that each setting explains.
+
+    All trials have one there, so it rests on many more than the metric does. Optuna's fANOVA
+    (Hutter et al. 2014); empty for fewer than six trials, or where nothing varies.
+    """
+    import optuna
+
+    known = [t for t in trials if t.role != REPEAT and t.proxy and math.isfinite(t.proxy[0])]
+    names = [
+        d.name
+        for d in space.trained()
+        if len({str(t.settings.get(d.name)) for t in known}) > 1
+        and all(d.name in t.settings for t in known)
+    ]
+    if len(known) < _FEWEST or not names or len({t.proxy[0] for t in known}) < 2:
+        return {}
+    view = optuna.create_study()
+    for trial in known:
+        params, kinds = _as_numbers(trial, names, known)
+        view.add_trial(
+            optuna.trial.create_trial(params=params, distributions=kinds, value=trial.proxy[0])
+        )
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    found = optuna.importance.get_param_importances(view, evaluator=evaluator)
+    return {name: float(found[name]) for name in found}
+
+
+def _as_numbers(
+    trial: Trial, names: Sequence[str], known: Sequence[Trial]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters and distributions: logarithms of numbers that are all above zero, else choices."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    params: dict[str, Any] = {}
+    kinds: dict[str, Any] = {}
+    for name in names:
+        seen = [t.settings[name] for t in known]
+        numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in seen)
+        if numeric:
+            log = min(seen) > 0
+            low, high = float(min(seen)), float(max(seen))
+            params[name] = float(trial.settings[name])
+            kinds[name] = FloatDistribution(low, high, log=log)
+        else:
+            params[name] = str(trial.settings[name])
+            kinds[name] = CategoricalDistribution(sorted({str(v) for v in seen}))
+    return params, kinds
+
+
+def agreement(trials: Sequence[Trial]) -> float | None:
+    """Rank correlation of the last proxy with the first metric; None for under four trials."""
+    rows = [(t.proxy[-1], t.costs[0]) for t in trials if t.role != REPEAT and t.costs and t.proxy]
+    if len(rows) < 4 or len({p for p, _ in rows}) < 2 or len({c for _, c in rows}) < 2:
+        return None
+    return float(spearmanr([p for p, _ in rows], [c for _, c in rows]).statistic)
+
+
+def sentences(
+    plan: Plan,
+    settings: Mapping[str, Any],
+    free: Mapping[str, Any],
+    found: Difference | None,
+    weight: Mapping[str, float],
+    defaults: Mapping[str, Any],
+) -> list[str]:
+    """What to set, how sure we are, what did not matter."""
+    changed = {k: v for k, v in settings.items() if v != defaults.get(k)}
+    told = {**changed, **{k: v for k, v in free.items() if changed or k != "weights"}}
+    if told:
+        first = "What to set: " + ", ".join(f"{k} = {_shown(v)}" for k, v in told.items()) + "."
+    else:
+        first = f"What to set: nothing; preset {plan.preset} is trained as it is."
+    return [
+        first,
+        f"How sure we are: {_surety(plan, found)}",
+        f"What did not matter: {_idle(weight)}",
+    ]
+
+
+def _surety(plan: Plan, found: Difference | None) -> str:
+    metric = plan.metrics[0].replace("_", " ")
+    if found is None:
+        return "not at all: the best settings and the preset were not repeated on fresh seeds."
+    sign = -1 if plan.better[0] == "lower" else 1  # gains are positive
+    gain = sign * found.share(found.mean)
+    change = f"{abs(gain):.0%} {'better' if gain > 0 else 'worse'} than the preset's"
+    if found.low is None or found.high is None:
+        return (
+            f"little: on one fresh seed {metric} is {change}, and one seed does not tell luck from "
+            "gain (--seeds 3)."
+        )
+    low, high = sorted(sign * found.share(bound) for bound in (found.low, found.high))
+    over = f"over {found.seeds} fresh seeds (95 % interval of the gain {low:+.0%} to {high:+.0%})"
+    verdict = judged(found, plan.better[0])
+    if verdict == "better":
+        return f"{metric} is {change} {over}."
+    if verdict == "worse":
+        return f"the preset is best as it is: what the search found is {change} {over}."
+    return (
+        f"not sure: {metric} is {change} {over}, which holds zero. The preset may be best as it is."
+    )
+
+
+def _idle(weight: Mapping[str, float]) -> str:
+    if not weight:
+        return "too few trials to tell."
+    idle = [name for name, share in weight.items() if share < _SMALL]
+    most = max(weight, key=lambda name: weight[name])
+    told = f"{most} mattered most ({weight[most]:.0%} of the variance after the first rung)"
+    if not idle:
+        return f"nothing: every setting explains more than {_SMALL:.0%}; {told}."
+    return f"{', '.join(idle)} (each under {_SMALL:.0%}); {told}."
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

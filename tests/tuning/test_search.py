@@ -1,0 +1,169 @@
+"""The driver of a study against known optima, and against Optuna's own loop."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from studies import BASE, OPTIMUM, PLAN, SPACE, Formula, bowl, run, variant
+
+from poise.runtime import seed_at
+from poise.tuning.desk import Errand, progress_of, trial_of
+from poise.tuning.samplers import sampler_for
+from poise.tuning.schedule import best_of
+from poise.tuning.space import ask, grid
+
+RUNGS = (1 / 9, 1 / 3, 1.0)
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def lowest(study: optuna.Study) -> float:
+    return min(t.value for t in study.get_trials() if t.value is not None)
+
+
+def trials(study: optuna.Study, plan: Any = PLAN) -> list[Any]:
+    return [trial_of(frozen, plan, set()) for frozen in study.get_trials()]
+
+
+def test_the_default_comes_first_and_the_number_of_trials_is_kept(tmp_path: Path) -> None:
+    study, objective = run(tmp_path, variant(trials=7))
+    assert len(study.trials) == 7
+    assert dict(objective.errands[0].settings) == BASE
+    assert [t.role for t in trials(study)] == ["default", *["search"] * 6]
+    assert sorted(objective.ended) == list(range(7))
+
+
+def test_a_bowl_is_found(tmp_path: Path) -> None:
+    study, _ = run(tmp_path, variant(trials=60))
+    best = best_of([t for t in trials(study) if t.costs])
+    assert bowl(best.settings) < 0.25 < bowl(BASE)
+    assert best.settings["training.decay"] == OPTIMUM["training.decay"]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_regret_is_that_of_optuna_alone(tmp_path: Path, sampler: str) -> None:
+    """Twelve seeds, 30 trials: the mean regrets differ by less than three standard errors."""
+    ours, theirs = [], []
+    for seed in range(12):
+        plan = variant(sampler=sampler, seed=seed, study=f"s{seed}")
+        ours.append(lowest(run(tmp_path / f"{seed}", plan)[0]))
+        study = optuna.create_study(sampler=sampler_for(sampler, seed))
+        study.enqueue_trial(BASE)
+        study.optimize(lambda trial: bowl(ask(SPACE, trial, BASE)), n_trials=30)
+        theirs.append(study.best_value)
+    pairs = [a - b for a, b in zip(ours, theirs, strict=True)]
+    error = statistics.stdev(pairs) / len(pairs) ** 0.5
+    assert abs(statistics.mean(pairs)) < 3 * error
+
+
+def test_a_trial_is_the_same_whoever_draws_it(tmp_path: Path) -> None:
+    one, other = (run(tmp_path / name, variant(trials=20))[0] for name in "ab")
+    assert [t.params for t in one.trials] == [t.params for t in other.trials]
+
+
+def test_the_best_third_goes_on_from_where_it_was(tmp_path: Path) -> None:
+    plan = variant(trials=18, rungs=RUNGS)
+    study, objective = run(tmp_path, plan)
+    found = trials(study, plan)
+    for bracket in (0, 1):
+        members = [t for t in found if t.bracket == bracket]
+        assert len(members) == 9
+        reached = sorted((t for t in members if t.role == "search"), key=lambda t: -t.rung)
+        assert [t.rung for t in reached][:4] == [2, 1, 1, 0]
+        first = sorted(members, key=lambda t: t.proxy[0])
+        assert {t.number for t in members if t.rung >= 1} >= {t.number for t in first[:3]}
+    resumed = [e for e in objective.errands if e.role == "search" and e.rung > 0]
+    assert all(errand.reached == errand.rung - 1 for errand in resumed)
+    assert {t.state for t in found} == {"complete", "stopped"}
+
+
+def test_halving_spends_less_and_finds_as_much(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", variant(trials=27))
+    plan = variant(trials=27, rungs=RUNGS)
+    halved = run(tmp_path / "halved", plan)
+
+    def spent(objective: Formula, rungs: tuple[float, ...]) -> float:
+        return sum(
+            rungs[e.rung] - (rungs[e.reached] if e.reached >= 0 else 0) for e in objective.errands
+        )
+
+    assert spent(halved[1], RUNGS) < 0.4 * spent(whole[1], (1.0,))
+    assert lowest(halved[0]) < 2 * lowest(whole[0]) + 0.2
+
+
+def test_a_grid_takes_each_point_once(tmp_path: Path) -> None:
+    plan = variant(sampler="grid", trials=None)
+    _, objective = run(tmp_path, plan)
+    seen = [dict(errand.settings) for errand in objective.errands]
+    points = grid(SPACE, BASE)
+    assert len(seen) == len(points) + (BASE not in points)
+    assert all(seen.count(point) == 1 for point in points)
+
+
+def test_what_diverged_teaches_and_what_failed_does_not_end_the_study(tmp_path: Path) -> None:
+    def ends(errand: Errand) -> str:
+        if errand.role == "default":
+            return ""
+        if errand.settings["training.lr"] > 0.1:
+            return "diverged"
+        return "failed" if errand.number % 5 == 0 else ""
+
+    objective = Formula(ends=ends)
+    study, _ = run(tmp_path, variant(trials=40), objective)
+    found = trials(study)
+    assert {t.state for t in found} == {"complete", "diverged", "failed"}
+    high = [t.settings["training.lr"] > 0.1 for t in found if t.role == "search"]
+    assert sum(high[20:]) <= sum(high[:20])  # once they were seen to diverge, fewer are tried
+    told = [progress_of(t)["diagnosis"] for t in study.trials]
+    assert all(t.state != "diverged" or told[t.number] == "planted" for t in found)
+
+
+def test_repeats_pair_the_best_with_the_default(tmp_path: Path) -> None:
+    plan = variant(trials=12, seeds=3)
+    study, objective = run(tmp_path, plan)
+    repeats = [t for t in trials(study) if t.role == "repeat"]
+    best = best_of([t for t in trials(study) if t.role == "search" and t.costs])
+    assert sorted((t.of, t.seed) for t in repeats) == sorted(
+        (number, seed) for number in (0, best.number) for seed in (1, 2, 3)
+    )
+    again = [e for e in objective.errands if e.role == "repeat"]
+    assert {e.seed for e in again} == {1, 2, 3}
+    assert all(dict(e.settings) in (BASE, best.settings) for e in again)
+
+
+def test_a_budget_ends_the_search(tmp_path: Path) -> None:
+    plan = variant(trials=None, budget_seconds=10.0, trial_seconds=1.0)  # 3.5 s of search
+
+    def cost(study: optuna.Study) -> float:
+        return sum(progress_of(t)["cost"] for t in study.trials)
+
+    study, _ = run(tmp_path, plan, Formula(plan, seconds=0.5))
+    assert plan.search_seconds <= cost(study) < plan.search_seconds + 1.0
+
+
+def test_several_metrics_make_a_front(tmp_path: Path) -> None:
+    plan = variant(trials=20, metrics=("precision", "recall"), better=("higher", "higher"))
+    study, _ = run(tmp_path, plan)
+    assert all(len(t.values) == 2 for t in study.trials)
+    assert best_of([t for t in trials(study, plan) if t.costs]).costs == min(
+        t.costs for t in trials(study, plan)
+    )
+
+
+def test_what_was_put_down_halfway_is_taken_up(tmp_path: Path) -> None:
+    """A worker can be killed after it made a trial, before or after it took it."""
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, study_name="formula")
+    study.enqueue_trial(BASE, user_attrs={"role": "default", "bracket": 0})
+    study.ask()
+    study.enqueue_trial(OPTIMUM, user_attrs={"role": "search", "bracket": 0})
+    study, objective = run(tmp_path, variant(trials=4), storage=storage)
+    assert [dict(e.settings) for e in objective.errands[:2]] == [BASE, OPTIMUM]
+    assert [t.state for t in trials(study)] == ["complete"] * 4
+    assert lowest(study) == 0.0
+
+
+def test_samplers_differ_between_trials() -> None:
+    seeds = {seed_at(0, number, "sampler") for number in range(100)}
+    assert len(seeds) == 100
