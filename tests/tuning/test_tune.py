@@ -23,8 +23,13 @@ training.lr = { times = [0.3, 3], log = true }
 diffusion.P_mean = { low = -1.2, high = 0.4 }
 weights = { choices = ["raw", 0.1] }
 sampling.steps = { choices = [3, 4] }
+[study]
+samples = 20
 """
-SETTINGS = {key: value for key, value in tiny.SETTINGS.items() if not key.startswith("cadence")}
+SETTINGS = {
+    **{key: value for key, value in tiny.SETTINGS.items() if not key.startswith("cadence")},
+    "training.threads": 1,
+}
 OPTIONS = [part for k, v in SETTINGS.items() for part in ("--set", f"{k}={v}")]
 
 

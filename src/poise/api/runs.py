@@ -22,6 +22,7 @@ from poise.pictures import save_samples
 from poise.report.evaluation import verdict_lines
 from poise.report.report import write_report
 from poise.report.sidebyside import write_side_by_side
+from poise.report.study import write_study
 from poise.sampling import (
     Guidance,
     Model,
@@ -228,6 +229,8 @@ class Run:
                 expected="two runs or more with `out`; the report of one run lies in its folder",
             )
         if not others:
+            if (self.path.parent / "study.json").exists():  # of which it is the best
+                write_study(self.path.parent)
             return write_report(self._run_dir())
         runs = [run._run_dir() for run in (self, *others)]
         if len({run.root.resolve() for run in runs}) < len(runs):
@@ -376,5 +379,21 @@ def dry_run(job: pipeline.Job) -> str:
 
 
 def load(run_or_snapshot: str | Path, *, quiet: bool = True) -> Run:
-    """Open a run folder or a snapshot file to sample, evaluate or report."""
-    return Run(Path(run_or_snapshot), quiet=quiet)
+    """Open a run folder or a snapshot file to sample, evaluate or report.
+
+    Of a study of `tune`, the run that it trained at its end.
+
+    Raises:
+        ArtifactError: a study that has trained none yet.
+    """
+    path = Path(run_or_snapshot)
+    if not (path / "study.json").exists():
+        return Run(path, quiet=quiet)
+    if not (path / "best" / "run.json").exists():
+        raise ArtifactError(
+            f"The study in {path} has not trained its best settings yet.",
+            expected="a study that is over",
+            remedy=f"Go on with `poise tune SOURCE --run {path} --resume`, or open a trial: "
+            f"{path / 'trials' / '0000'}.",
+        )
+    return Run(path / "best", quiet=quiet)

@@ -245,7 +245,7 @@ def _need_an_end(study: Mapping[str, Any]) -> None:
 def _trial_images(study: Mapping[str, Any], config: Config, pace: _Pace) -> int:
     least: int = THIRD ** (len(study["rungs"]) - 1) * config.training.batch
     if study["images"] is not None:
-        return max(study["images"], least)
+        return max(int(study["images"]), least)
     if pace.trial_seconds is None:
         return max(config.training.images, least)
     return max(int(TRAINING_SHARE * pace.trial_seconds * pace.speed.typical), least)

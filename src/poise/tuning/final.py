@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.artifacts import RunDir, read_json, write_json
+from poise.config import from_toml
 from poise.console import Screen
 from poise.errors import UsageError
 from poise.pipeline import Job, score_again, train
@@ -51,7 +52,9 @@ def train_best(
     )
     train(job, screen)
     if _choose(run, free):
-        score_again(run, screen, split="val", count=None)
+        settings = from_toml(run.config.read_text(encoding="utf-8")).evaluation
+        again = {"encoder_images": settings.encoder_images}  # no longer than the run itself gave it
+        score_again(run, screen, split="val", count=settings.samples, changes=again)
     return run
 
 
