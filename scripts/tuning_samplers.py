@@ -16,7 +16,7 @@ import poise
 from poise.arguments import settings_from_pairs
 from poise.artifacts import read_json
 
-SAMPLERS = ("tpe", "random", "grid")
+SAMPLERS = ("gp", "tpe", "random", "grid")
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     words.add_argument("--samplers", nargs="+", default=list(SAMPLERS))
     words.add_argument("--space", default="quick")
     words.add_argument("--trials", type=int, default=27)
-    words.add_argument("--images", default="9k")
+    words.add_argument("--images", default="6k")
     words.add_argument("--set", dest="pairs", action="append", default=[])
     given = words.parse_args()
     settings = settings_from_pairs(given.pairs, None)

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import pytest
 from optuna.trial import TrialState
+from studies import run, variant
 
 from poise.errors import UsageError
 from poise.tuning.storage import open_storage, open_study
@@ -188,3 +189,16 @@ def test_a_server_that_never_answers_is_left_in_time(monkeypatch: pytest.MonkeyP
         deaf.listen()
         server = Server(deaf.getsockname()[1], Path())
         assert "a server that answers" in refused(server.url())
+
+
+def test_a_whole_study_with_halving_and_repeats(
+    server: Server, database: str, tmp_path: Path
+) -> None:
+    """The same trials as in memory, whatever keeps them."""
+    plan = variant(trials=12, rungs=(1 / 9, 1 / 3, 1.0), seeds=2)
+    storage = open_storage(tmp_path, server.url(database))
+    kept, _ = run(tmp_path / "database", plan, storage=storage)
+    known, _ = run(tmp_path / "memory", plan)
+    assert [t.params for t in kept.trials] == [t.params for t in known.trials]
+    assert [t.state for t in kept.trials] == [t.state for t in known.trials]
+    assert [t.values for t in kept.trials] == [t.values for t in known.trials]

@@ -1,5 +1,6 @@
 """Workers that are killed without warning: no finished trial is lost, none is counted twice."""
 
+import json
 import os
 import random
 import signal
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 from studies import Formula, bowl, run, variant
 
 from poise.tuning.desk import trial_of
@@ -79,3 +81,42 @@ def test_fifty_kills(tmp_path: Path) -> None:
         assert not trial.costs or trial.costs[0] == pytest.approx(bowl(trial.settings))
     searched = [str(t.settings) for t in trials if t.role != "repeat"]
     assert len(searched) == len(set(searched))
+
+
+@pytest.mark.slow
+def test_fifty_kills_of_a_study_that_trains(tmp_path: Path) -> None:
+    """The command itself, with two workers now and then, on digits."""
+    draw, root = random.Random(2), tmp_path / "run"
+    words = ["tune", "digits", "--run", str(root), "--space", "quick", "--images", "1500"]
+    words += ["--trials", "40", "--seeds", "2", "--metric", "validation_error"]
+    settings = {k: v for k, v in tiny.SETTINGS.items() if not k.startswith("cadence")}
+    words += [part for k, v in settings.items() for part in ("--set", f"{k}={v}")]
+    ended: dict[int, object] = {}
+    kills = 0
+    while kills < KILLS:
+        more = ["--resume"] if (root / "plan.json").exists() else []
+        process = tiny.start(*words, *more, "--workers", draw.choice(("1", "2")))
+        time.sleep(draw.uniform(4, 12))
+        process.kill()
+        code, output = tiny.finish(process)
+        kills += 1
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, output
+        path = root / "study.json"
+        record = json.loads(path.read_text()) if path.exists() else {"trials": []}
+        for row in record["trials"]:
+            if row["state"] in ENDED:
+                known = ended.setdefault(row["number"], row)
+                assert row == known  # what has ended stays as it was
+    assert tiny.call(*words, "--resume") == 0
+    record = json.loads((root / "study.json").read_text())
+    rows = record["trials"]
+    assert record["status"] == "finished"
+    assert [row["number"] for row in rows] == list(range(len(rows)))
+    assert len([row for row in rows if row["role"] != "repeat"]) == 40
+    assert sorted((r["of"], r["seed"]) for r in rows if r["role"] == "repeat") == sorted(
+        (of, seed) for of in {r["of"] for r in rows if r["role"] == "repeat"} for seed in (1, 2)
+    )
+    for number, row in ended.items():
+        assert rows[number] == row

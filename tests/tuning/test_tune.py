@@ -103,13 +103,33 @@ def test_a_study_that_is_over_stays_as_it_is(study: Path, space: Path) -> None:
     assert read_json(study / "study.json")["trials"] == before
 
 
-def test_more_trials_may_be_asked_for(
+def test_what_a_study_was_begun_with_stays(
     study: Path, space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    assert tiny.call(*words(study, space, "--resume", "--storage", other)) == 2
+    assert "begun with --storage None" in capsys.readouterr().err
+    assert tiny.call(*words(study, space, "--resume", "--set", "training.batch=16")) == 2
+    assert "begun with --set training.batch 32, not 16" in capsys.readouterr().err
     assert tiny.call(*words(study, space, "--resume", "--sampler", "random")) == 2
-    assert "begun with --sampler tpe" in capsys.readouterr().err
+    assert "begun with --sampler gp" in capsys.readouterr().err
     assert tiny.call(*words(study, space)) == 2
     assert "already holds a study" in capsys.readouterr().err
+
+
+def test_more_trials_may_be_asked_for(tmp_path: Path, space: Path) -> None:
+    root = tmp_path / "run"
+    assert tiny.call(*words(root, space, "--trials", "2")) == 0
+    before = read_json(root / "study.json")
+    assert tiny.call(*words(root, space, "--resume", "--trials", "11")) == 0
+    after = read_json(root / "study.json")
+    assert len([t for t in after["trials"] if t["role"] != "repeat"]) == 11
+    assert after["trials"][: len(before["trials"])] == before["trials"]
+    assert after["status"] == "finished"
+    config = (root / "best" / "config.toml").read_text(encoding="utf-8")
+    assert f"\nlr = {after['best']['settings']['training.lr']}\n" in config
+    changed = after["best"]["settings"] != before["best"]["settings"]
+    assert (root / "best-1").exists() == changed  # what was trained before is kept
 
 
 def test_a_paused_trial_is_the_one_that_was_never_stopped(tmp_path: Path, space: Path) -> None:
@@ -127,10 +147,14 @@ def test_a_paused_trial_is_the_one_that_was_never_stopped(tmp_path: Path, space:
         ends[name] = (done[-1].values, [p for outcome in done for p in outcome.proxy])
         assert done[-1].images_seen == done[-1].images == 864  # nine times three batches of 32
     assert ends["a"] == ends["b"]
+    halfway = open_ground(plan, tmp_path / "b", Screen(quiet=True))
+    learn(halfway.prepared(4, {"training.lr": 0.02}, 0), Screen(quiet=True), until=500)
+    again = Trials(halfway)(Errand(4, rung=2, reached=-1, **errand))  # type: ignore[arg-type]
+    assert (again.values, list(again.proxy)) == ends["a"]  # also where it was interrupted
     whole = open_ground(plan, tmp_path / "c", Screen(quiet=True))
     job = whole.prepared(3, {"training.lr": 0.02}, 0)
     learn(job, Screen(quiet=True))
-    assert proxy_of(job.run) == ends["a"][1][-1]
+    assert proxy_of(job.run, 864) == ends["a"][1][-1]
     last = job.run.snapshot_files()[-1]
     assert not tiny._tensors_differ(
         last, tmp_path / "a" / "trials" / "0003" / "snapshots" / last.name
@@ -146,6 +170,17 @@ def test_a_trial_that_diverges_says_why(tmp_path: Path, space: Path) -> None:
     assert outcome.ended == "diverged"
     assert outcome.values is None
     assert len(outcome.diagnosis) > 20
+
+
+def test_a_folder_of_another_trial_is_not_gone_on_with(tmp_path: Path, space: Path) -> None:
+    request = Request(
+        "digits", tmp_path, space=str(space), trials=2, images=600, overrides=SETTINGS
+    )
+    plan = settle_plan(request, Screen(quiet=True))
+    ground = open_ground(plan, tmp_path, Screen(quiet=True))
+    ground.prepared(0, {"training.lr": 0.01}, 0)
+    outcome = Trials(ground)(Errand(0, "search", {"training.lr": 0.02}, {}, 2, -1, 0))
+    assert outcome.ended == "failed" and "another study" in outcome.diagnosis
 
 
 def test_settings_that_contradict_are_a_failed_trial(tmp_path: Path, space: Path) -> None:
@@ -208,6 +243,8 @@ BAD: list[tuple[list[str], str]] = [
     (["--preset", "huge"], "huge"),
     (["--trials", "0"], "--trials 0"),
     (["--set", "training.rl=1"], "training.lr"),
+    (["--set", "evaluation.features=inception"], "inception"),
+    (["--budget", "1s"], "budget of 1 s"),
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from studies import BASE, PLAN, SPACE, Formula, run, variant
+from studies import PLAN, SPACE, Formula, run, variant
 
 from poise.tuning import verdict
 from poise.tuning.desk import trial_of
@@ -69,7 +69,7 @@ def test_importance_finds_the_setting_that_was_planted(tmp_path: Path) -> None:
 
     study, _ = run(tmp_path, plan, Formula(plan, only_rate))
     trials = [trial_of(frozen, plan, set()) for frozen in study.trials]
-    found = verdict.importance(trials, SPACE, BASE)
+    found = verdict.importance(trials, SPACE)
     assert sum(found.values()) == pytest.approx(1.0)
     assert found["training.lr"] > 0.8
     told = verdict.sentences(plan, {}, {}, None, found, {})[2]
@@ -84,16 +84,18 @@ def trial(number: int, *costs: float, proxy: float = 0.0, **more: object) -> Tri
 
 def test_too_few_trials_tell_no_importance() -> None:
     trials = [trial(i, float(i), settings={"training.lr": 0.01 * (i + 1)}) for i in range(4)]
-    assert verdict.importance(trials, SPACE, BASE) == {}
+    assert verdict.importance(trials, SPACE) == {}
     assert verdict.sentences(PLAN, {}, {}, None, {}, {})[2].endswith("too few trials to tell.")
 
 
 def test_agreement_is_a_rank_correlation() -> None:
     same = [trial(i, float(i) ** 3, proxy=float(i)) for i in range(6)]
     against = [trial(i, -float(i), proxy=float(i)) for i in range(6)]
-    assert verdict.agreement(same) == pytest.approx(1.0)
-    assert verdict.agreement(against) == pytest.approx(-1.0)
-    assert verdict.agreement(same[:3]) is None
+    assert verdict.agreement(same, PLAN) == pytest.approx(1.0)
+    assert verdict.agreement(against, PLAN) == pytest.approx(-1.0)
+    assert verdict.agreement(same[:3], PLAN) is None
+    itself = variant(metrics=("validation_error",))
+    assert verdict.agreement(same, itself) is None
 
 
 def test_the_default_is_trained_where_the_best_was_luck() -> None:
@@ -113,7 +115,7 @@ def test_the_default_is_trained_where_the_best_was_luck() -> None:
     change = verdict.difference(*pair)
     assert verdict.judged(change, "lower") == "worse"
     told = verdict.sentences(plan, {}, {}, change, {}, {})
-    assert told[0] == "What to set: nothing; preset nano is trained as it is."
+    assert told[0] == "What to set: nothing; preset nano stays as it is."
     assert "the preset is best as it is" in told[1] and "3 fresh seeds" in told[1]
 
 

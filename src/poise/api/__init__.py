@@ -10,7 +10,7 @@ from poise.api.scores import (
     verdict_lines,
 )
 from poise.api.speed import measure_data_speed, measure_score_speed, measure_speed
-from poise.api.tuning import tune, tune_request
+from poise.api.tuning import folder_of, tune, tune_request
 
 __all__ = [
     "Run",
@@ -19,6 +19,7 @@ __all__ = [
     "dry_run",
     "evaluate_pairs",
     "evaluate_samples",
+    "folder_of",
     "load",
     "make_reference",
     "measure_data_speed",

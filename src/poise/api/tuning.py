@@ -7,6 +7,7 @@ from typing import Any
 from poise.arguments import free_run_folder, parse_count, parse_duration
 from poise.artifacts import read_json
 from poise.console import Screen
+from poise.errors import UsageError
 from poise.tuning.begin import Request
 from poise.tuning.tune import tune as _tune
 
@@ -37,7 +38,7 @@ def tune(
         source: images, as for `train`; `preset` and `settings` are those of `train` too.
         run: the folder of the study; None: a new one under runs/.
         space: "default", "quick", "architecture", "sampling", "lr-range", or a TOML file.
-        sampler: "tpe", "gp", "random" or "grid"; None: as the space proposes, else tpe.
+        sampler: "gp", "tpe", "random" or "grid"; None: as the space proposes, else gp.
         trials, budget: when the search ends: a number, and wall clock of everything, such as "2h".
         metrics: what decides, on the validation split; several make a Pareto front.
         workers, engine: processes that search at once, here ("local") or on a cluster ("ray").
@@ -54,7 +55,7 @@ def tune(
     """
     request = Request(
         source=str(source),
-        root=Path(run) if run is not None else free_run_folder(str(source)),
+        root=folder_of(str(source), run, resume=resume),
         space=str(space),
         sampler=sampler,
         trials=trials,
@@ -77,3 +78,20 @@ def tune_request(request: Request, *, quiet: bool) -> tuple[dict[str, Any], Path
     """`tune` for a request that is already put together."""
     root = _tune(request, Screen(quiet=quiet))
     return read_json(root / "study.json"), root / "study.html"
+
+
+def folder_of(source: str, run: str | Path | None, *, resume: bool) -> Path:
+    """The folder of a study: the one that is named, or a new one.
+
+    Raises:
+        UsageError: a study is to be gone on with, and nobody says which.
+    """
+    if run is not None:
+        return Path(run)
+    if resume:
+        raise UsageError(
+            "--resume does not say which study.",
+            expected="the folder of the study",
+            remedy="Name it with --run, such as --run runs/digits-001.",
+        )
+    return free_run_folder(source)

@@ -7,13 +7,12 @@ from typing import Annotated
 import typer
 
 from poise.cli.shared import Preset, Settings
-from poise.errors import UsageError
 
 _Space = Annotated[
     str, typer.Option(help="default, quick, architecture, sampling, lr-range, or a TOML file.")
 ]
 _Sampler = Annotated[
-    str | None, typer.Option(help="tpe, gp, random or grid. [default: the space's, else tpe]")
+    str | None, typer.Option(help="gp, tpe, random or grid. [default: the space's, else gp]")
 ]
 _Budget = Annotated[str | None, typer.Option(help="Wall-clock time for everything, such as 2h.")]
 _Metrics = Annotated[
@@ -63,15 +62,9 @@ def tune(
     from poise import api, arguments
     from poise.tuning.begin import Request
 
-    if resume and run is None:
-        raise UsageError(
-            "--resume does not say which study.",
-            expected="the folder of the study",
-            remedy="Name it with --run, such as --run runs/digits-001.",
-        )
     request = Request(
         source=source,
-        root=run if run is not None else arguments.free_run_folder(source),
+        root=api.folder_of(source, run, resume=resume),
         space=space,
         sampler=sampler,
         trials=trials,

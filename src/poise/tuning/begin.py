@@ -1,5 +1,6 @@
 """From what the user asked for to a plan: checked before anything is trained."""
 
+import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from typing import Any
 
 from poise.arguments import parse_duration
 from poise.artifacts import DataFacts, RunDir
-from poise.budget import Speed, afford, fastest, settle, smallest_fitting
+from poise.budget import Clock, Speed, afford, fastest, settle, smallest_fitting
 from poise.config import Preset, documented, preset_named, presets, resolve
 from poise.console import Screen, duration
 from poise.data.settling import settle_data
@@ -18,12 +19,15 @@ from poise.engines import cores
 from poise.errors import DataError, UsageError, nearest
 from poise.evaluation.evaluate import FEWEST
 from poise.evaluation.metric import METRICS
+from poise.journal import Prepared
 from poise.pipeline import facts_of, read_data
+from poise.runtime import choose_runtime
+from poise.scoring import check_features
 from poise.settings import Config
-from poise.tuning.ground import TRAINING_SHARE
+from poise.tuning.ground import TRAINING_SHARE, images_within
 from poise.tuning.plan import RUNGS, THIRD, Plan, shares
 from poise.tuning.samplers import check_sampler
-from poise.tuning.space import Space, grid, load_space
+from poise.tuning.space import Space, built_in, grid, load_space
 from poise.tuning.space_file import read_tables
 from poise.tuning.storage import shown
 from poise.tuning.trial import CHOICES, VALIDATION
@@ -31,7 +35,7 @@ from poise.tuning.trial import CHOICES, VALIDATION
 _SAMPLES = (50, 1000)  # drawn for a metric, at least and at most
 _USUAL_SAMPLES = 300  # where no budget decides
 _USUAL: Mapping[str, Any] = {  # what neither the user nor a space file says
-    "sampler": "tpe",
+    "sampler": "gp",
     "metrics": ("frechet_distance",),
     "trials": None,
     "seeds": 3,
@@ -132,10 +136,14 @@ def settle_plan(request: Request, screen: Screen) -> Plan:
     with screen.bar("measuring this machine", 1):
         pace = _pace(request, study, candidates, facts)
     config = resolve(pace.preset, request.overrides)
+    _refuse_small(study, config, pace)
     images = _trial_images(study, config, pace)
     config = _settled(config, images, len(splits.val))
     config = settle_data(config, dataset, splits.train, screen.say)
-    space = load_space(request.space, config, len(facts.label_names))
+    space = _space(request, config, len(facts.label_names))
+    runtime = choose_runtime(config.training.precision, pace.speed.threads)
+    run = RunDir(request.root)
+    check_features(Prepared(run, config, dataset, splits, facts, runtime, Clock(None)))
     plan = Plan(
         study=f"poise-{uuid.uuid4().hex[:12]}",
         source=request.source,
@@ -160,6 +168,7 @@ def settle_plan(request: Request, screen: Screen) -> Plan:
         workers=request.workers,
         width=request.width,
         seed=config.seed,
+        storage=None if request.storage is None else shown(request.storage),
         command=tuple(shown(word) if "://" in word else word for word in request.command),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -195,7 +204,7 @@ def _study(request: Request, base: Config, facts: DataFacts) -> dict[str, Any]:
     """What the user asked for, else what the space file proposes, else the usual."""
     data = base.data.model_copy(update={"resolution": facts.resolution})
     base = base.model_copy(update={"data": data})
-    space = load_space(request.space, base, len(facts.label_names))
+    space = _space(request, base, len(facts.label_names))
     asked = {
         "sampler": request.sampler,
         "metrics": request.metrics or None,
@@ -225,13 +234,49 @@ def _study(request: Request, base: Config, facts: DataFacts) -> dict[str, Any]:
             f"rungs = {list(rungs)} cannot be used.",
             expected="each three times the one before, the last 1: [0.111, 0.333, 1] or [1]",
         )
-    if study["sampler"] == "gp":  # its model compares whole trials
-        rungs = (1.0,)
     _need_an_end(study)
     values = {key: value for key, value, _ in documented(base)}
     points = len(grid(space, values)) if study["sampler"] == "grid" else None
     metrics = tuple(study["metrics"])
     return {**study, "rungs": rungs, "metrics": metrics, "points": points}
+
+
+def _space(request: Request, base: Config, classes: int) -> Space:
+    """The space of the request; where the width is given, it is not searched.
+
+    Raises:
+        UsageError: as `load_space`, or a file that searches the width that is given.
+    """
+    space = load_space(request.space, base, classes)
+    kept = tuple(d for d in space.dimensions if d.name != "model.channels")
+    if request.width is None or len(kept) == len(space.dimensions):
+        return space
+    if request.space not in built_in() or not kept:
+        raise UsageError(
+            f"{request.space} searches model.channels, and --width gives it.",
+            expected="one of them",
+        )
+    remark = f"Left out: model.channels is {request.width} in every trial."
+    return replace(space, dimensions=kept, remarks=(*space.remarks, remark))
+
+
+def _refuse_small(study: Mapping[str, Any], config: Config, pace: _Pace) -> None:
+    """
+    Raises:
+        UsageError: a budget in which no trial can see a few batches.
+    """
+    if pace.trial_seconds is None or study["images"] is not None:
+        return
+    least = THIRD ** (len(study["rungs"]) - 1) * config.training.batch
+    needed = least / pace.speed.typical / TRAINING_SHARE
+    if needed > pace.trial_seconds:
+        times = needed / pace.trial_seconds
+        raise UsageError(
+            f"A budget of {duration(study['budget'])} leaves {pace.trial_seconds:.1f} s for a "
+            f"trial, and a few batches of this network take {needed:.1f} s here.",
+            expected=f"a budget of {duration(math.ceil(study['budget'] * times))} or more",
+            remedy="Give more time, fewer --seeds, or search at --width or data.resolution below.",
+        )
 
 
 def _need_an_end(study: Mapping[str, Any]) -> None:
@@ -248,7 +293,8 @@ def _trial_images(study: Mapping[str, Any], config: Config, pace: _Pace) -> int:
         return max(int(study["images"]), least)
     if pace.trial_seconds is None:
         return max(config.training.images, least)
-    return max(int(TRAINING_SHARE * pace.trial_seconds * pace.speed.typical), least)
+    rungs = len(study["rungs"])
+    return max(images_within(pace.trial_seconds, pace.speed.typical, config, rungs), least)
 
 
 def _samples(config: Config, space: Space, pace: _Pace) -> int:

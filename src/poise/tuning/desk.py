@@ -17,7 +17,7 @@ from poise.runtime import seed_at
 from poise.tuning import schedule
 from poise.tuning.plan import Plan
 from poise.tuning.presence import living
-from poise.tuning.samplers import sampler_for
+from poise.tuning.samplers import draw
 from poise.tuning.schedule import (
     COMPLETE,
     DEFAULT,
@@ -170,7 +170,7 @@ class Desk:
                     "images": outcome.images,
                     "values": None if outcome.values is None else list(outcome.values),
                     "free": dict(outcome.free or {}),
-                    "tried": [dict(row) for row in outcome.tried],
+                    "tried": [_finite(row) for row in outcome.tried],
                     "diagnosis": outcome.diagnosis,
                     "ended": _now() if ended else None,
                 },
@@ -211,7 +211,7 @@ class Desk:
         frozen = self._frozen(step.number)
         if frozen.state == TrialState.WAITING:  # its worker was killed before it took it
             self._study._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
-        if "settings" not in frozen.user_attrs:  # its worker was killed while it drew it
+        if "settings" not in frozen.user_attrs:  # or before it had written down what it is
             self._settle(frozen)
             frozen = self._frozen(step.number)
         attrs, at = frozen.user_attrs, progress_of(frozen)
@@ -230,36 +230,27 @@ class Desk:
         """A new trial, already claimed."""
         trials = self._all()
         attrs: dict[str, Any] = {"role": step.role, "bracket": step.bracket, "started": _now()}
-        point = self._point(step, trials)
         if step.of is not None:
             model = next(t for t in trials if t.number == step.of)
             attrs |= {"of": step.of, "seed": step.seed, "free": progress_of(model)["free"]}
-        if point is not None:
-            self._study.enqueue_trial(encode(self._plan.space, point), user_attrs=attrs)
-        seed = seed_at(self._plan.seed, len(trials), "sampler") % 2**31
-        self._study.sampler = sampler_for(self._plan.sampler, seed)
+        params = encode(self._plan.space, self._point(step, trials))
+        self._study.enqueue_trial(params, user_attrs=attrs)  # one write, with all that it is
         trial = self._study.ask()
-        frozen = self._frozen(trial.number)
-        for name, value in attrs.items():
-            if name not in frozen.user_attrs:
-                self._set(frozen, name, value)
-        self._settle(frozen)
+        self._settle(self._frozen(trial.number))
         role = self._frozen(trial.number).user_attrs["role"]
         last = len(self._plan.rungs) - 1
         return self._claim(Take(trial.number, 0 if role == SEARCH else last))
 
     def _settle(self, frozen: "FrozenTrial") -> None:
-        """Draw what is not drawn yet of a trial, and write down its settings."""
+        """Write down the settings of a trial that was made."""
         import optuna
 
-        if "role" not in frozen.user_attrs:
-            self._set(frozen, "role", SEARCH)
         trial = optuna.trial.Trial(self._study, frozen._trial_id)
         settings = ask(self._plan.space, trial, self._base)
         self._set(frozen, "settings", settings)
 
-    def _point(self, step: Draw, trials: list["FrozenTrial"]) -> dict[str, Any] | None:
-        """The settings of a trial that no sampler draws."""
+    def _point(self, step: Draw, trials: list["FrozenTrial"]) -> dict[str, Any]:
+        """The settings of a new trial."""
         space = self._plan.space
         if step.role == DEFAULT:
             return default_point(space, self._base)
@@ -268,7 +259,9 @@ class Desk:
         if self._grid is not None:
             drawn: int = sum(t.user_attrs.get("role") == SEARCH for t in trials)
             return self._grid[drawn]
-        return None
+        seed = seed_at(self._plan.seed, len(trials), "sampler") % 2**31
+        known = [trial_of(frozen, self._plan, set()) for frozen in trials]
+        return draw(self._plan, known, self._base, seed)
 
     def _pass_on(self, frozen: "FrozenTrial") -> None:
         """Tell Optuna what `at` says: the proxy at each rung, and how the trial ended."""
@@ -276,9 +269,10 @@ class Desk:
 
         at = progress_of(frozen)
         if len(self._plan.metrics) == 1 and frozen.user_attrs.get("role") != REPEAT:
-            values = {i: p for i, p in enumerate(at["proxy"]) if p is not None}
-            if at["state"] == DIVERGED:
-                values[max(values, default=-1) + 1] = self._worst()
+            sign = 1.0 if self._plan.better[0] == "lower" else -1.0  # the proxy is an error
+            values = {i: sign * p for i, p in enumerate(at["proxy"]) if p is not None}
+            if at["state"] == DIVERGED and not values:
+                values[0] = sign * self._worst()
             for rung in values.keys() - frozen.intermediate_values.keys():
                 # as Trial.report does, for a trial that may be somebody else's
                 self._study._storage.set_trial_intermediate_value(
@@ -293,8 +287,8 @@ class Desk:
 
     def _worst(self) -> float:
         """A proxy beyond all that is known, in the same units."""
-        seen = [v for t in self._all() for v in t.intermediate_values.values()]
-        return max((v for v in seen if math.isfinite(v)), default=0.0) + 1.0
+        seen = [p for t in self._all() for p in progress_of(t)["proxy"] if p is not None]
+        return float(max(seen, default=0.0)) + 1.0
 
     def _all(self) -> list["FrozenTrial"]:
         return self._study.get_trials(deepcopy=False)
@@ -353,6 +347,11 @@ def _grid_points(plan: Plan, base: Mapping[str, Any]) -> list[dict[str, Any]]:
     points = [point for point in grid(plan.space, base) if point != known]
     random.Random(seed_at(plan.seed, 0, "grid")).shuffle(points)
     return points
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A candidate with its metrics; JSON holds no nan."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def _now() -> str:

@@ -2,17 +2,25 @@
 
 import shutil
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from poise.artifacts import RunDir, read_json, write_json
-from poise.config import from_toml
+from poise.config import from_toml, resolve
 from poise.console import Screen
+from poise.diffusion.multistep import SOLVERS
 from poise.errors import UsageError
 from poise.pipeline import Job, score_again, train
-from poise.sampling import Guidance, named_weights, newest_snapshot, write_choice
+from poise.sampling import (
+    Guidance,
+    named_weights,
+    newest_snapshot,
+    read_choices,
+    write_choice,
+)
 from poise.training.ema import profile_std
-from poise.tuning.ground import trial_config
+from poise.tuning.ground import at_home, trial_config, values_of
 from poise.tuning.plan import Plan
 
 _LEAST_SHARE = 0.1  # of the budget, which the last training gets whatever was spent before
@@ -20,23 +28,31 @@ _CHOICE_SHARE = 0.1  # of its time, kept to score it again with other weights or
 
 
 def train_best(
-    plan: Plan, root: Path, best: Mapping[str, Any], left: float, screen: Screen
-) -> RunDir:
+    plan: Plan, root: Path, best: Mapping[str, Any], left: float | None, screen: Screen
+) -> None:
     """Train the settings of the best trial, and keep how they are sampled best.
+
+    A run of an earlier end of this study goes on if it has the same settings, else it is kept under
+    another name.
 
     Args:
         plan: the study.
-        root: its folder; the run goes to `best` in it, or goes on there.
+        root: its folder; the run goes to `best` in it.
         best: `best` of study.json.
-        left: seconds of the budget that are left.
+        left: seconds of the budget that are left; None: there is none.
         screen: what the person sees.
     """
     run = RunDir(root / "best")
     free = dict(best["free"])
     overrides = final_settings(plan, best["settings"], free)
+    if run.run.exists() and not _has(run, overrides):
+        number = next(n for n in count(1) if not (root / f"best-{n}").exists())
+        run.root.rename(root / f"best-{number}")
+        screen.say(f"other settings are best now: the run there was is kept as best-{number}")
     budget = None
-    if plan.budget_seconds is not None:
-        budget = max(left, _LEAST_SHARE * plan.budget_seconds) * (1 - _CHOICE_SHARE)
+    if left is not None and plan.budget_seconds is not None:
+        share = 1 - _CHOICE_SHARE * (len(free) > 0)
+        budget = max(left, _LEAST_SHARE * plan.budget_seconds) * share
     resuming = run.run.exists()
     if resuming:
         budget = read_json(run.run)["budget_seconds"]
@@ -45,7 +61,7 @@ def train_best(
         root=run.root,
         preset=plan.preset,
         budget_seconds=budget,
-        images=None if budget is not None else plan.final_images,
+        images=None if budget is not None or resuming else plan.final_images,
         resume=resuming,
         overrides=overrides,
         command=plan.command,
@@ -55,7 +71,13 @@ def train_best(
         settings = from_toml(run.config.read_text(encoding="utf-8")).evaluation
         again = {"encoder_images": settings.encoder_images}  # no longer than the run itself gave it
         score_again(run, screen, split="val", count=settings.samples, changes=again)
-    return run
+
+
+def _has(run: RunDir, overrides: Mapping[str, Any]) -> bool:
+    """Whether a run was trained with these settings."""
+    was = values_of(from_toml(run.config.read_text(encoding="utf-8")))
+    now = values_of(resolve(None, overrides))
+    return all(was[name] == now[name] for name in overrides)
 
 
 def final_settings(
@@ -71,10 +93,13 @@ def final_settings(
         own["training.lr"] = config.training.lr
         own["model.channels_per_head"] = config.model.channels_per_head
     sampling = {key: value for key, value in free.items() if key.startswith("sampling.")}
+    solver = sampling.get("sampling.solver")
+    if solver is not None and not SOLVERS[solver].churns:
+        sampling["sampling.churn"] = 0.0  # as in the trial: it takes no fresh noise
     found = {**plan.overrides, **own, **sampling, "seed": plan.seed}
-    std = profile_std(named_weights(str(free.get("weights", "raw"))))
+    std = profile_std(named_weights(str(free["weights"]))) if "weights" in free else None
     if std is not None:
-        followed = trial_config(plan, own, plan.images, plan.seed).training.ema_stds
+        followed = at_home(plan).training.ema_stds
         if std not in followed:
             found["training.ema_stds"] = [*followed, std]
     return found
@@ -85,7 +110,7 @@ def _choose(run: RunDir, free: Mapping[str, Any]) -> bool:
     newest = newest_snapshot(run)
     seen = newest.images_seen
     again = False
-    if "weights" in free:
+    if "weights" in free and "weights" not in read_choices(run):  # the guard's choice stays
         name = named_weights(str(free["weights"]))
         write_choice(run, "weights", {"name": name, "images_seen": seen, "with": "tune"}, seen)
         again = name != newest.weights

@@ -39,8 +39,8 @@ def search_free(
     def cost_of(free: Mapping[str, Any]) -> float | None:
         try:
             model = with_free(run, base, free)
-        except UsageError:  # snapshots of a short trial do not give every width
-            return None
+        except (UsageError, ValueError):  # a width that a short trial does not give, or a pair of
+            return None  # settings that contradict each other
         values = judge.measure(model, "tuning")
         tried.append({"free": dict(free), **values})
         return judge.cost(values)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from poise.artifacts import DataFacts, RunDir, read_json, write_json
-from poise.budget import Clock, measure, settle
+from poise.budget import GRID_IMAGES, Clock, measure, settle
 from poise.config import documented, from_toml, preset_named, resolve
 from poise.console import Screen
 from poise.data.dataset import Dataset
 from poise.data.settling import settle_data
 from poise.data.splits import Splits
-from poise.errors import ArtifactError, PoiseError
+from poise.diffusion.multistep import SOLVERS
+from poise.errors import ArtifactError, PoiseError, UsageError
 from poise.journal import Prepared
 from poise.pipeline import Job, facts_of, read_data, write_down
 from poise.runtime import Runtime, choose_runtime
@@ -22,6 +23,7 @@ from poise.settings import Config
 from poise.tuning.plan import THIRD, Plan
 from poise.tuning.transfer import carried_rate, narrowed
 
+_PROBE = 32  # validation images of a short trial
 TRAINING_SHARE = 0.7  # of a trial's time; the rest draws and scores samples
 # What makes trials comparable, and cheap to watch; the settings of a space may not touch these.
 FIXED: Mapping[str, Any] = {
@@ -48,10 +50,6 @@ class Ground:
     runtime: Runtime
     base: Config  # of a trial with nothing searched
 
-    def values(self) -> dict[str, Any]:
-        """The value of every setting in the base."""
-        return {key: value for key, value, _ in documented(self.base)}
-
     def folder(self, number: int) -> Path:
         """Where the run of a trial lies."""
         return self.root / "trials" / f"{number:04d}"
@@ -65,6 +63,7 @@ class Ground:
         run = RunDir(self.folder(number))
         if run.run.exists():
             config = from_toml(run.config.read_text(encoding="utf-8"))
+            self._refuse_strangers(run, config, settings, seed)
             return self._with(run, config)
         prepared = self._with(run, self.config(settings, seed))
         job = Job(self.plan.source, run.root, self.plan.preset)
@@ -76,12 +75,30 @@ class Ground:
         seed, images = self.plan.seed + seed, self.plan.images
         config = trial_config(self.plan, settings, images, seed)
         if self.plan.trial_seconds is not None:
-            images = int(TRAINING_SHARE * self.plan.trial_seconds * self._speed(config))
+            images = images_within(
+                self.plan.trial_seconds, self._speed(config), config, len(self.plan.rungs)
+            )
         unit = THIRD ** (len(self.plan.rungs) - 1) * config.training.batch
         images = max(1, round(images / unit)) * unit  # a pause must not cut a batch in two
         config = trial_config(self.plan, settings, images, seed)
         config = settle(config, len(self.splits.val))
         return settle_data(config, self.dataset, self.splits.train, lambda text: None)
+
+    def _refuse_strangers(
+        self, run: RunDir, config: Config, settings: Mapping[str, Any], seed: int
+    ) -> None:
+        """
+        Raises:
+            UsageError: the folder holds a run with other settings than the trial's.
+        """
+        asked = trial_config(self.plan, settings, config.training.images, self.plan.seed + seed)
+        was, now = values_of(config), values_of(asked)
+        for name in (*settings, "seed", "training.lr"):
+            if was[name] != now[name]:
+                raise UsageError(
+                    f"{run.root} was trained with {name} = {was[name]}, and the trial of that "
+                    f"number has {now[name]}: the folder belongs to another study."
+                )
 
     def judging(self) -> Prepared:
         """The run in whose name samples are measured: the same questions for every trial."""
@@ -94,7 +111,7 @@ class Ground:
 
     def _speed(self, config: Config) -> float:
         """Images per second of these settings, measured once and kept for all workers."""
-        if shape_of(config) == shape_of(self.base):
+        if shape_of(config) == shape_of(at_home(self.plan)):
             assert self.plan.speed is not None
             return self.plan.speed
         key = hashlib.sha256(shape_of(config).encode()).hexdigest()[:16]
@@ -107,8 +124,14 @@ class Ground:
             return speed
 
 
-def open_ground(plan: Plan, root: Path, screen: Screen) -> Ground:
+def open_ground(plan: Plan, root: Path, screen: Screen, threads: int | None = None) -> Ground:
     """Read the images of a study, once for each worker.
+
+    Args:
+        plan: the study.
+        root: its folder.
+        screen: where progress is shown.
+        threads: of this worker; None: as planned.
 
     Raises:
         ArtifactError: they are no longer those it was started with.
@@ -123,7 +146,7 @@ def open_ground(plan: Plan, root: Path, screen: Screen) -> Ground:
             expected="the same files with the same content",
             remedy="Restore the images, or start a new study with --run.",
         )
-    runtime = choose_runtime(config.training.precision, config.training.threads)
+    runtime = choose_runtime(config.training.precision, threads or config.training.threads)
     facts = facts_of(dataset, splits)
     ground = Ground(plan, root, dataset, splits, facts, runtime, config)
     base = settle_data(settle(config, len(splits.val)), dataset, splits.train, lambda text: None)
@@ -148,7 +171,7 @@ def trial_config(plan: Plan, settings: Mapping[str, Any], images: int, seed: int
         "cadence.checkpoints": 12,
     }
     whole = resolve(preset, given)
-    if plan.width is not None and "model.channels" not in settings:
+    if plan.width is not None:
         given |= narrowed(whole, plan.width)
     config = resolve(preset, given)
     at_home = resolve(preset, own)
@@ -157,6 +180,33 @@ def trial_config(plan: Plan, settings: Mapping[str, Any], images: int, seed: int
         rate = carried_rate(whole.training.lr, reference, config)
         config = resolve(preset, {**given, **_sizes(config), "training.lr": rate})
     return config
+
+
+def images_within(seconds: float, speed: float, config: Config, rungs: int) -> int:
+    """Images of a trial of `seconds`: what scoring, validations and grids leave of the time.
+
+    Args:
+        seconds: of the trial in all.
+        speed: images per second of updates; a network call costs a third of one.
+        config: settings of the trial.
+        rungs: at each a grid is drawn, and validations lie between them.
+    """
+    probe = config.validation.images or _PROBE
+    validations = THIRD ** (rungs - 1) * probe * config.validation.bands
+    grid = GRID_IMAGES * SOLVERS[config.sampling.solver].calls(config.sampling.steps)
+    calls = validations * (1 + len(config.training.ema_stds)) + rungs * grid
+    whole = TRAINING_SHARE * seconds * speed
+    return int(max(whole - calls / 3, whole / 3))
+
+
+def at_home(plan: Plan) -> Config:
+    """The settings of the preset's own trial at its own width."""
+    return trial_config(replace(plan, width=None), {}, plan.images, plan.seed)
+
+
+def values_of(config: Config) -> dict[str, Any]:
+    """The value of every setting by its dotted name."""
+    return {key: value for key, value, _ in documented(config)}
 
 
 def failure(error: BaseException) -> str:

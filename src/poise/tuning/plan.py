@@ -43,6 +43,7 @@ class Plan:
         final: whether the best settings are trained at the end.
         final_images: how long, where no budget says so.
         workers: processes.
+        storage: URL of the storage without its password; None: the journal of the folder.
         width: channels of the network of the trials, where it is narrower than the preset's.
         seed: all randomness of the study follows from it.
     """
@@ -70,6 +71,7 @@ class Plan:
     workers: int
     width: int | None
     seed: int
+    storage: str | None = None
     command: tuple[str, ...] = ()
     created: str = ""
 
@@ -84,10 +86,10 @@ class Plan:
 
         What an open bracket still costs when the search ends is kept back.
         """
-        if self.budget_seconds is None or self.trial_seconds is None:
+        if self.budget_seconds is None:
             return math.inf
         share = search_share(self.seeds, self.final)
-        return share * self.budget_seconds * self.workers - self.trial_seconds
+        return share * self.budget_seconds * self.workers - (self.trial_seconds or 0.0)
 
     def write(self, root: Path) -> None:
         """Keep it in the folder of the study."""

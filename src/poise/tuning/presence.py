@@ -1,6 +1,5 @@
 """Which workers live: each keeps touching a file of its own while it does."""
 
-import json
 import os
 import platform
 import sys
@@ -14,7 +13,7 @@ from poise.artifacts import read_json, write_json
 from poise.errors import ArtifactError
 
 _EVERY = 5.0  # seconds between two touches
-_DEAD = 60.0  # seconds without one after which a worker is given up
+_DEAD = 120.0  # seconds without one after which a worker of another machine is given up
 
 
 @contextmanager
@@ -22,7 +21,7 @@ def present(folder: Path) -> Iterator[str]:
     """While the block runs this process counts as living; yields its name."""
     name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     path = folder / f"{name}.json"
-    write_json(path, {"host": platform.node(), "pid": os.getpid()})
+    write_json(path, {"machine": _machine(), "pid": os.getpid()})
     over = Event()
 
     def beat() -> None:
@@ -52,13 +51,21 @@ def living(folder: Path, me: str) -> set[str]:
 
 def _lives(path: Path, now: float) -> bool:
     try:
-        if now - path.stat().st_mtime > _DEAD:
-            return False
         raw = read_json(path)
-        here = raw["host"] == platform.node() and sys.platform != "win32"
-        return not here or _runs(int(raw["pid"]))
-    except (OSError, ArtifactError, KeyError, TypeError, ValueError, json.JSONDecodeError):
+        if raw["machine"] == _machine() and sys.platform != "win32":
+            return _runs(int(raw["pid"]))  # also one that slept for hours
+        return now - path.stat().st_mtime <= _DEAD
+    except (OSError, ArtifactError, KeyError, TypeError, ValueError):
         return False
+
+
+def _machine() -> str:
+    """What processes have in common that see each other's numbers; names repeat in containers."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return f"{platform.node()} {uuid.getnode()}"
 
 
 def _runs(pid: int) -> bool:

@@ -3,14 +3,12 @@
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poise.artifacts import write_json
 from poise.tuning import verdict
 from poise.tuning.desk import progress_of, trial_of
 from poise.tuning.plan import Plan, described
-from poise.tuning.schedule import DEFAULT, REPEAT, SEARCH, Trial, best_of, pareto
+from poise.tuning.schedule import REPEAT, SEARCH, Trial, best_of, pareto
 from poise.tuning.space import default_point
 
 if TYPE_CHECKING:
@@ -22,11 +20,10 @@ def study_record(
     study: "Study",
     plan: Plan,
     base: Mapping[str, Any],
-    alive: set[str],
     *,
     status: str,
+    phase: str,
     seconds: float,
-    final: bool = False,
 ) -> dict[str, Any]:
     """All of a study.
 
@@ -34,45 +31,35 @@ def study_record(
         study: Optuna's.
         plan: what it was to do.
         base: the preset's own value of each setting.
-        alive: names of living workers.
         status: "running", "finished", "interrupted" or "failed".
+        phase: "search", "final" or "done".
         seconds: of wall clock spent so far.
-        final: whether the best settings have been trained.
     """
     frozen = sorted(study.get_trials(deepcopy=False), key=lambda trial: trial.number)
-    trials = [trial_of(each, plan, alive) for each in frozen]
+    trials = [trial_of(each, plan, set()) for each in frozen]
     rows = [_row(each, trial, plan) for each, trial in zip(frozen, trials, strict=True)]
     defaults = json.loads(json.dumps(default_point(plan.space, base)))
-    weight = verdict.importance(trials, plan.space, base)
+    weight = verdict.importance(trials, plan.space)
     valued = [t for t in trials if t.costs and t.role != REPEAT]
     front = [valued[i].number for i in pareto([t.costs for t in valued])] if valued else []
+    repeating = any(trial.role == REPEAT for trial in trials)
+    trained = plan.final and phase == "done"
     return {
         "source": plan.source,
         "command": list(plan.command) or None,
         "created": plan.created,
         "seconds": round(seconds, 1),
         "status": status,
-        "phase": _phase(trials, status),
+        "phase": "repeats" if phase == "search" and repeating else phase,
         "plan": described(plan),
         "space": plan.space.to_json()["dimensions"],
         "default": defaults,
         "trials": rows,
-        "best": _best(trials, rows, plan, weight, defaults, final=final),
+        "best": _best(trials, rows, plan, weight, defaults, trained=trained),
         "importance": weight,
-        "proxy_agreement": verdict.agreement(trials),
+        "proxy_agreement": verdict.agreement(trials, plan),
         "pareto": front if len(plan.metrics) > 1 else [],
     }
-
-
-def write_record(root: Path, record: Mapping[str, Any]) -> None:
-    """Renew `study.json`."""
-    write_json(root / "study.json", record)
-
-
-def _phase(trials: list[Trial], status: str) -> str:
-    if status == "finished":
-        return "done"
-    return "repeats" if any(trial.role == REPEAT for trial in trials) else "search"
 
 
 def _row(frozen: "FrozenTrial", trial: Trial, plan: Plan) -> dict[str, Any]:
@@ -107,7 +94,7 @@ def _best(
     weight: Mapping[str, float],
     defaults: Mapping[str, Any],
     *,
-    final: bool,
+    trained: bool,
 ) -> dict[str, Any] | None:
     number = verdict.chosen(trials, plan)
     if number is None:
@@ -119,21 +106,24 @@ def _best(
         for i, name in enumerate(plan.metrics)
     }
     first = differences[plan.metrics[0]]
-    free = {k: v for k, v in row["free"].items() if _role_of(trials, number) == SEARCH}
+    pair = _found(trials)
+    unstable = 0 if pair is None else verdict.lost(trials, pair)
     return {
         "number": number,
-        "found": _found(trials),
+        "found": pair,
         "settings": row["settings"],
         "free": row["free"],
         "values": row["values"],
-        "folder": "best" if final else row["folder"],
+        "folder": "best" if trained else row["folder"],
         "repeats": {
             who: {name: _own(found[who], i, plan) for i, name in enumerate(plan.metrics)}
             for who in ("default", "best")
         },
         "difference": {n: None if d is None else d.to_json() for n, d in differences.items()},
         "verdict": verdict.judged(first, plan.better[0]),
-        "sentences": verdict.sentences(plan, row["settings"], free, first, weight, defaults),
+        "sentences": verdict.sentences(
+            plan, row["settings"], row["free"], first, weight, defaults, unstable
+        ),
     }
 
 
@@ -147,8 +137,3 @@ def _found(trials: list[Trial]) -> int | None:
     """The best trial of the search, whatever its repeats say."""
     valued = [t for t in trials if t.role == SEARCH and t.costs]
     return best_of(valued).number if valued else None
-
-
-def _role_of(trials: list[Trial], number: int) -> str:
-    """The role of a trial."""
-    return next((t.role for t in trials if t.number == number), DEFAULT)

@@ -143,7 +143,8 @@ def _halve(members: Sequence[Trial], plan: Plan, *, closed: bool) -> Step | None
         coming = [t for t in members if t.role == SEARCH and t.state == RUNNING and t.rung < rung]
         if coming or not closed:
             return None
-        arrived = sorted((t for t in members if t.rung >= rung), key=lambda t: rank(t, rung))
+        searched = [t for t in members if t.role == SEARCH and t.rung >= rung]
+        arrived = sorted(searched, key=lambda t: rank(t, rung))  # the default takes nobody's place
         going = {t.number for t in arrived[: max(1, len(arrived) // THIRD)]}
         for trial in waiting:
             if trial.number not in going:

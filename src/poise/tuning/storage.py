@@ -8,12 +8,13 @@ import importlib
 import importlib.util
 import os
 import re
+import time
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import optuna
     from sqlalchemy import URL
 
+Answer = TypeVar("Answer")
 JOURNAL = "journal.log"
 _BEGINS = b'{"op_code":'  # each record of Optuna's journal
 _BLOCK = 2**16  # bytes read at once in search of the end of a line
@@ -34,6 +36,8 @@ _DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql", "sqlite": "pysqlite"}
 _TIMED = ("psycopg", "psycopg2", "pymysql", "mysqldb")  # drivers that know connect_timeout
 _INSTALL = {"psycopg": "pip install 'poise[postgresql]'"}
 _SCHEMES = ("journal", "mysql", "postgres", "postgresql", "redis", "rediss", "sqlite")
+_DATABASES = {"sqlalchemy", "psycopg", "redis", "pymysql"}
+_PAUSES = (1.0, 4.0, 15.0, 60.0)  # seconds between tries to reach a storage that went away
 _SAID = 500  # characters of what a server says
 _RACED = re.compile(r"already exists|duplicate key|UNIQUE constraint|Duplicate entry")
 _ADVICE = (  # what a message has in it, what was expected, what to do
@@ -148,6 +152,49 @@ def lock(root: Path, timeout: float = 120.0) -> Iterator[None]:
         held.release()
 
 
+@contextmanager
+def spoken() -> Iterator[None]:
+    """What a storage raises when it goes away in the middle, as an error of ours.
+
+    Raises:
+        ArtifactError: instead of what the storage raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_of_storage(error):
+            raise
+        raise ArtifactError(
+            f"The storage of the study does not answer any more: {type(error).__name__}.",
+            expected="a database that is there until the study is over",
+            remedy="Bring it back and go on with --resume: what was finished is kept there.",
+        ) from error
+
+
+def patiently(ask: Callable[[], Answer]) -> Answer:
+    """`ask()`, again after some time where the storage is away for a moment.
+
+    Raises:
+        ArtifactError: it stayed away.
+    """
+    for pause in _PAUSES:
+        try:
+            return ask()
+        except Exception as error:
+            if not _is_of_storage(error):
+                raise
+            time.sleep(pause)
+    with spoken():
+        return ask()
+
+
+def _is_of_storage(error: Exception) -> bool:
+    """Whether a database or its driver raised it."""
+    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    name = type(error).__name__
+    return bool(packages & _DATABASES) or name == "StorageInternalError"
+
+
 def shown(url: str) -> str:
     """`url` as it may be printed or kept: `user:***@host`."""
     scheme, mark, rest = url.partition("://")
@@ -159,10 +206,10 @@ def shown(url: str) -> str:
 
 
 def _quiet() -> None:
-    """Optuna speaks of each trial, and of what may change in it; we say what matters ourselves."""
+    """Optuna speaks of each trial, of what may change in it and of packages it could use."""
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 
 

@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from poise.artifacts import RunDir, read_jsonl
+from poise.artifacts import RunDir, read_jsonl, write_json
 from poise.choosing import METRICS, Judge
 from poise.console import Screen
-from poise.errors import ArtifactError, Interrupted, PoiseError, TrainingError
+from poise.errors import Interrupted, TrainingError
 from poise.evaluation.evaluate import FEWEST
 from poise.journal import Prepared
 from poise.learning.learn import learn
@@ -39,28 +39,25 @@ class Trials:
             Interrupted: a signal came; the state is saved.
             ArtifactError: the disk refuses to be written to.
         """
-        proxies: list[float] = []
+        plan, proxies = self._ground.plan, list[float]()
+        job, seen = None, 0
         try:
             job = self._ground.prepared(errand.number, errand.settings, errand.seed)
-        except ArtifactError:
-            raise
-        except PoiseError as error:
-            return Outcome((), 0, 0, ended=FAILED, diagnosis=failure(error))
-        images = job.config.training.images
-        seen = 0
-        try:
+            images = job.config.training.images
             for rung in range(errand.reached + 1, errand.rung + 1):
-                seen = learn(job, _QUIET, until=images_at(self._ground.plan, images, rung))
-                proxies.append(proxy_of(job.run))
+                until = images_at(plan, images, rung)
+                seen = learn(job, _QUIET, until=until)
+                proxies.append(proxy_of(job.run, until))
                 if not math.isfinite(proxies[-1]):
                     raise TrainingError("The error on held-out images is no longer finite.")
-            if errand.rung == len(self._ground.plan.rungs) - 1:
+            if errand.rung == len(plan.rungs) - 1:
                 return self._measured(errand, job, proxies, seen)
-        except (Interrupted, ArtifactError):
+        except Interrupted:
             raise
         except TrainingError as error:
             return self._ended(job, proxies, seen, DIVERGED, error)
         except Exception as error:  # a study goes on whatever one trial does
+            self._demand_disk()
             return self._ended(job, proxies, seen, FAILED, error)
         return Outcome(tuple(proxies), seen, images, diagnosis=diagnosis(job.run))
 
@@ -70,25 +67,32 @@ class Trials:
         for path in [*run.checkpoint_files(), *run.snapshot_files()[:-1]]:
             path.unlink(missing_ok=True)
 
+    def _demand_disk(self) -> None:
+        """
+        Raises:
+            ArtifactError: the folder of the study cannot be written: no trial is at fault.
+        """
+        write_json(self._ground.root / "disk.json", {})
+        (self._ground.root / "disk.json").unlink()
+
     def _ended(
-        self, job: Prepared, proxies: list[float], seen: int, how: str, error: Exception
+        self, job: Prepared | None, proxies: list[float], seen: int, how: str, error: Exception
     ) -> Outcome:
+        if job is None:
+            return Outcome((), 0, 0, ended=how, diagnosis=failure(error))
         set_status(job, "failed" if how == FAILED else "stopped", reason=failure(error))
-        known = diagnosis(job.run)
-        told = failure(error)
+        known, told = diagnosis(job.run), failure(error)
         words = told if not known or known in told else f"{told} {known}"
         finite = tuple(p for p in proxies if math.isfinite(p))
-        images = job.config.training.images
-        return Outcome(finite, seen, images, ended=how, diagnosis=words)
+        return Outcome(finite, seen, job.config.training.images, ended=how, diagnosis=words)
 
     def _measured(self, errand: Errand, job: Prepared, proxies: list[float], seen: int) -> Outcome:
         """The values of the metrics at the end of a trial."""
         plan = self._ground.plan
         free: dict[str, Any] = dict(errand.free)
         tried: list[dict[str, Any]] = []
-        found: dict[str, float] = {
-            VALIDATION: math.exp(proxies[-1] if proxies else proxy_of(job.run))
-        }
+        images = job.config.training.images
+        found = {VALIDATION: math.exp(proxy_of(job.run, images))}
         if set(plan.metrics) - {VALIDATION}:
             base = chosen_model(job.run)
             if errand.role not in (DEFAULT, REPEAT):
@@ -96,10 +100,8 @@ class Trials:
                 free, tried = search_free(job.run, base, plan.space.free(), inner)
             stream = "confirming" if errand.role != REPEAT else f"repeat {errand.seed}"
             found |= self._judge(plan.samples).measure(with_free(job.run, base, free), stream)
-            free = {"weights": base.snapshot.weights, **free}
         set_status(job, "finished", images_seen=seen)
         values = tuple(float(found[name]) for name in plan.metrics)
-        images = job.config.training.images
         if not all(math.isfinite(value) for value in values):
             told = "Its samples have no finite score."
             return Outcome(tuple(proxies), seen, images, ended=DIVERGED, diagnosis=told)
@@ -115,12 +117,16 @@ class Trials:
         return self._judges[count]
 
 
-def proxy_of(run: RunDir) -> float:
+def proxy_of(run: RunDir, images: int) -> float:
     """Mean over noise levels of ln(error on held-out images), lowest over the sets of weights.
 
     The logarithm gives each level the same voice: a tenth less error counts the same everywhere.
+
+    Args:
+        run: the run of a trial.
+        images: images seen, up to which the last validation counts.
     """
-    rows = read_jsonl(run.log("validation"))
+    rows = [row for row in read_jsonl(run.log("validation")) if row["images_seen"] <= images]
     last = [row for row in rows if row["images_seen"] == rows[-1]["images_seen"]]
     return min((_mean_log(row) for row in last), default=math.nan)
 

@@ -1,30 +1,29 @@
 """The story of a study: a plan, workers that search, the best settings trained, a page."""
 
+import shlex
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from poise.artifacts import RunDir, read_json
-from poise.config import documented
+from poise.artifacts import RunDir
 from poise.console import Screen, duration
-from poise.errors import ArtifactError, Interrupted, UsageError
+from poise.engines import cores
+from poise.errors import ArtifactError, Interrupted, PoiseError, TrainingError, UsageError
 from poise.report.report import write_report
 from poise.report.study import write_study
 from poise.tuning import final
 from poise.tuning.begin import Request, check, settle_plan
 from poise.tuning.fleet import run_workers
-from poise.tuning.ground import trial_config
 from poise.tuning.plan import Plan, read_plan
-from poise.tuning.record import study_record, write_record
-from poise.tuning.schedule import ENDED
-from poise.tuning.storage import open_storage, open_study
+from poise.tuning.progress import Progress
+from poise.tuning.storage import open_storage, open_study, shown, spoken
 from poise.tuning.worker import Seat, directions, work
 
-if TYPE_CHECKING:
-    from optuna import Study
+_SETTLING = 600.0  # seconds within which whoever leads has settled the plan
 
 
 def tune(request: Request, screen: Screen) -> Path:
@@ -45,6 +44,12 @@ def tune(request: Request, screen: Screen) -> Path:
         return _help(request, screen)
     try:
         return _lead(request, screen)
+    except (Interrupted, KeyboardInterrupt):
+        again = ["poise", "tune", request.source, "--run", str(request.root), "--resume"]
+        raise Interrupted(
+            f"The study in {request.root} was stopped; all that its trials have done is saved.",
+            remedy=f"Go on with: {shlex.join(again)}",
+        ) from None
     finally:
         lead.release()
 
@@ -56,156 +61,123 @@ def _help(request: Request, screen: Screen) -> Path:
             f"Another process leads the study in {request.root}.",
             expected="a new folder, or --resume to help with this one",
         )
+    until = time.monotonic() + _SETTLING
+    while not (request.root / "plan.json").exists() and time.monotonic() < until:
+        time.sleep(1.0)
+    plan = read_plan(request.root)
+    _refuse_other(request, plan)
     screen.say(f"helping with the study in {request.root}, which another process leads")
-    run_workers(work, _seats(request), engine=request.engine, on_news=lambda: None)
+    run_workers(work, _seats(request, plan), engine=request.engine, on_news=lambda: None)
     screen.say("the search is over; whoever leads it trains the best settings")
     return request.root
 
 
 def _lead(request: Request, screen: Screen) -> Path:
-    root, started = request.root, time.monotonic()
-    if not request.resume or not (root / "plan.json").exists():
+    root = request.root
+    if (root / "plan.json").exists() and request.resume:
+        plan = _resumed(request)
+    else:
         final.refuse_used(root, request.source)
-        open_storage(root, request.storage)
+        open_storage(root, request.storage)  # refused before anything is read
         plan = settle_plan(request, screen)
         plan.write(root)
-    else:
-        plan = _resumed(request)
     study = open_study(open_storage(root, request.storage), plan.study, directions(plan.better))
-    progress = _Progress(study, plan, root, screen, _spent(root) - started)
-    status = "failed"
+    progress = Progress(study, plan, root, screen)
+    ended = {"status": "failed", "phase": "search"}
     try:
-        run_workers(work, _seats(request), engine=request.engine, on_news=progress.news)
+        run_workers(work, _seats(request, plan), engine=request.engine, on_news=progress.news)
         record = progress.renew()
         if plan.final and record["best"] is not None:
-            left = float("inf") if plan.budget_seconds is None else plan.budget_seconds
-            screen.say("training the best settings on the rest of the budget")
-            final.train_best(plan, root, record["best"], left - progress.seconds(), screen)
-        status = "finished"
+            ended["phase"] = "final"
+            _train(plan, progress, root, record["best"], screen)
+        ended = {"status": "finished", "phase": "done"}
     except (Interrupted, KeyboardInterrupt):
-        status = "interrupted"
+        ended["status"] = "interrupted"
         raise
     finally:
-        record = progress.renew(status)
-        write_study(root)
-    _conclude(root, record, screen)
+        with suppress(PoiseError):  # what went wrong before is what must be heard
+            with spoken():
+                progress.renew(**ended)
+            write_study(root)
+    _conclude(root, progress.renew(**ended), screen)
     return root
 
 
-class _Progress:
-    """Renews `study.json` and tells of trials that have ended."""
-
-    def __init__(
-        self, study: "Study", plan: Plan, root: Path, screen: Screen, offset: float
-    ) -> None:
-        """
-        Args:
-            offset: what makes seconds of the study from those of the clock.
-        """
-        self._study, self._plan, self._root, self._screen = study, plan, root, screen
-        self._offset = offset
-        self._told: set[int] = set()
-        base = trial_config(plan, {}, plan.images, plan.seed)
-        self._base = _values(base)
-
-    def seconds(self) -> float:
-        """Wall clock spent on the study, over all sessions."""
-        return time.monotonic() + self._offset
-
-    def news(self) -> None:
-        """`renew`, for whoever wants no answer."""
-        self.renew()
-
-    def renew(self, status: str = "running") -> dict[str, Any]:
-        """Write `study.json` anew, and say what is new."""
-        alive = {path.stem for path in (self._root / "workers").glob("*.json")}
-        record = study_record(
-            self._study,
-            self._plan,
-            self._base,
-            alive,
-            status=status,
-            seconds=self.seconds(),
-            final=status == "finished" and self._plan.final,
-        )
-        write_record(self._root, record)
-        for row in record["trials"]:
-            if row["state"] in ENDED and row["number"] not in self._told:
-                self._told.add(row["number"])
-                self._screen.say(_line(row))
-        return record
-
-
-def _line(row: dict[str, Any]) -> str:
-    """A trial that ended, for the terminal."""
-    values = row["values"] or {}
-    told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-    if not told and row["proxy"]:
-        told = f"ln(error) {row['proxy'][-1][1]}"
-    what = ", ".join(f"{k.rpartition('.')[2]} {_short(v)}" for k, v in row["settings"].items())
-    why = f" ({row['diagnosis']})" if row["state"] in ("diverged", "failed") else ""
-    return f"trial {row['number']} {row['role']} {row['state']}: {told}{why}  [{what}]"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _values(config: Any) -> dict[str, Any]:
-    return {key: value for key, value, _ in documented(config)}
-
-
-def _seats(request: Request) -> list[Seat]:
-    return [Seat(str(request.root.resolve()), request.storage, i) for i in range(request.workers)]
-
-
-def _spent(root: Path) -> float:
+def _train(
+    plan: Plan, progress: Progress, root: Path, best: dict[str, Any], screen: Screen
+) -> None:
+    """The last training; where the guard stops it, the study is none the less over."""
+    left = None if plan.budget_seconds is None else plan.budget_seconds - progress.seconds()
+    screen.say("training the best settings on the rest of the budget")
     try:
-        return float(read_json(root / "study.json")["seconds"])
-    except (ArtifactError, KeyError, TypeError, ValueError):
-        return 0.0
+        final.train_best(plan, root, best, left, screen)
+    except TrainingError as error:
+        screen.say(f"The last training ended early: {error}")
+
+
+def _seats(request: Request, plan: Plan) -> list[Seat]:
+    threads = None
+    if request.workers > plan.workers:
+        threads = max(1, cores() // request.workers)
+    root = str(request.root.resolve())
+    return [Seat(root, request.storage, threads)] * request.workers
 
 
 def _resumed(request: Request) -> Plan:
     """The plan of a study that is gone on with; only its end may be moved.
 
-    Raises:
-        UsageError: it was begun with other options.
+    A number of trials without a budget goes before the budget that the study had.
     """
     plan = read_plan(request.root)
-    for option, asked, was in (
-        ("SOURCE", request.source, plan.source),
-        ("--sampler", request.sampler, plan.sampler),
-        ("--metric", request.metrics or None, plan.metrics),
-        ("--preset", request.preset, plan.preset),
-        ("--width", request.width, plan.width),
-    ):
-        if asked is not None and asked != was:
-            raise UsageError(
-                f"The study in {request.root} was begun with {option} {was}, not {asked}.",
-                remedy=f"Leave {option} as it was, or begin a new study with --run.",
-            )
+    _refuse_other(request, plan)
+    budget = request.budget_seconds
+    if budget is None and request.trials is None:
+        budget = plan.budget_seconds
     plan = replace(
         plan,
         trials=request.trials or plan.trials,
-        budget_seconds=request.budget_seconds or plan.budget_seconds,
+        budget_seconds=budget,
         seeds=plan.seeds if request.seeds is None else request.seeds,
-        workers=request.workers,
     )
     plan.write(request.root)
     return plan
 
 
+def _refuse_other(request: Request, plan: Plan) -> None:
+    """
+    Raises:
+        UsageError: the study was begun with other options than are given now.
+    """
+    asked = dict(request.overrides)
+    known = {**plan.overrides, "seed": plan.seed}
+    for option, now, was in (
+        ("SOURCE", request.source, plan.source),
+        ("--storage", None if request.storage is None else shown(request.storage), plan.storage),
+        ("--sampler", request.sampler or plan.sampler, plan.sampler),
+        ("--metric", request.metrics or plan.metrics, plan.metrics),
+        ("--preset", request.preset or plan.preset, plan.preset),
+        ("--width", request.width or plan.width, plan.width),
+        *((f"--set {name}", value, known.get(name)) for name, value in asked.items()),
+    ):
+        if now != was:
+            raise UsageError(
+                f"The study in {request.root} was begun with {option} {was}, not {now}.",
+                remedy=f"Give {option} as it was, or begin a new study with --run.",
+            )
+
+
 def _conclude(root: Path, record: dict[str, Any], screen: Screen) -> None:
-    best = record["best"]
+    """The three sentences, and where to look."""
     final.copy_record(root, record)
-    if best is not None and record["plan"]:
-        for sentence in best["sentences"]:
-            screen.say(sentence)
-    else:
+    if record["best"] is None:
         screen.say("No trial came to its end: study.json and study.html say why.")
+    else:
+        for sentence in record["best"]["sentences"]:
+            screen.say(sentence)
     if (root / "best" / "run.json").exists():
         write_report(RunDir(root / "best"))
-        screen.say(f"Sample with it: poise sample {root / 'best'} --out new")
+        screen.say(f"Sample with it: {shlex.join(['poise', 'sample', str(root), '--out', 'new'])}")
+    with suppress(ArtifactError):
+        write_study(root)
     final.clear(root)
     screen.say(f"Done in {duration(record['seconds'])}. Page: {root / 'study.html'}")

@@ -2,14 +2,24 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scipy.special import stdtrit
 from scipy.stats import spearmanr
 
 from poise.tuning.plan import Plan
-from poise.tuning.schedule import COMPLETE, DEFAULT, REPEAT, SEARCH, Trial, finalists
+from poise.tuning.schedule import (
+    COMPLETE,
+    DEFAULT,
+    DIVERGED,
+    FAILED,
+    REPEAT,
+    SEARCH,
+    Trial,
+    best_of,
+    finalists,
+)
 from poise.tuning.space import Space
 
 _FEWEST = 6  # trials from which the importance of settings is told
@@ -86,29 +96,46 @@ def repeats(trials: Sequence[Trial], plan: Plan) -> dict[str, list[tuple[float, 
 def chosen(trials: Sequence[Trial], plan: Plan) -> int | None:
     """The number of the trial whose settings are trained at the end; None: none has a value.
 
-    The best of the search, unless its repeats are worse on the mean than those of the preset.
+    The best of the search, unless on fresh seeds the preset is better (in more of several metrics),
+    or only what was searched diverges there.
     """
     pair = finalists(trials)
     if not pair:
         ended = [t for t in trials if t.role in (DEFAULT, SEARCH) and t.state == COMPLETE]
-        return ended[0].number if ended else None
+        return best_of(ended).number if ended else None
+    if lost(trials, pair[1]) > lost(trials, pair[0]):
+        return pair[0]
     found = repeats(trials, plan)
-    if not found["best"]:
-        costs = {t.number: t.costs for t in trials}
-        return pair[1] if costs[pair[1]][0] < costs[pair[0]][0] else pair[0]
-    means = [sum(row[0] for row in found[name]) for name in ("default", "best")]
-    return pair[1] if means[1] < means[0] else pair[0]
+    costs = {t.number: t.costs for t in trials}
+    default = found["default"] or [costs[pair[0]]]
+    best = found["best"] or [costs[pair[1]]]
+    signs = [
+        (sum(row[i] for row in best) > sum(row[i] for row in default))
+        - (sum(row[i] for row in best) < sum(row[i] for row in default))
+        for i in range(len(plan.metrics))
+    ]
+    return pair[1] if sum(signs) < 0 else pair[0]
 
 
-def importance(trials: Sequence[Trial], space: Space, base: Mapping[str, Any]) -> dict[str, float]:
+def lost(trials: Sequence[Trial], number: int) -> int:
+    """Repeats of a finalist that ended without a value."""
+    return sum(t.of == number and t.state in (DIVERGED, FAILED) for t in trials)
+
+
+def importance(trials: Sequence[Trial], space: Space) -> dict[str, float]:
     """Share of the variance of the proxy at the first rung that each setting explains.
 
-    All trials have one there, so it rests on many more than the metric does. Optuna's fANOVA
-    (Hutter et al. 2014); empty for fewer than six trials, or where nothing varies.
+    All trials have one there, so it rests on many more than the metric does; what diverged before
+    counts as the worst. Optuna's fANOVA (Hutter et al. 2014); empty for fewer than six trials, or
+    where nothing varies.
     """
     import optuna
 
-    known = [t for t in trials if t.role != REPEAT and t.proxy and math.isfinite(t.proxy[0])]
+    seen = [t for t in trials if t.role != REPEAT and (t.proxy or t.state == DIVERGED)]
+    worst = max((t.proxy[0] for t in seen if t.proxy and math.isfinite(t.proxy[0])), default=0.0)
+    known = [
+        t if t.proxy and math.isfinite(t.proxy[0]) else replace(t, proxy=(worst,)) for t in seen
+    ]
     names = [
         d.name
         for d in space.trained()
@@ -150,8 +177,13 @@ def _as_numbers(
     return params, kinds
 
 
-def agreement(trials: Sequence[Trial]) -> float | None:
-    """Rank correlation of the last proxy with the first metric; None for under four trials."""
+def agreement(trials: Sequence[Trial], plan: Plan) -> float | None:
+    """Rank correlation of the last proxy with the cost of the first metric.
+
+    None for fewer than four trials, and where the proxy itself is the metric.
+    """
+    if plan.metrics[0] == "validation_error":
+        return None
     rows = [(t.proxy[-1], t.costs[0]) for t in trials if t.role != REPEAT and t.costs and t.proxy]
     if len(rows) < 4 or len({p for p, _ in rows}) < 2 or len({c for _, c in rows}) < 2:
         return None
@@ -165,35 +197,51 @@ def sentences(
     found: Difference | None,
     weight: Mapping[str, float],
     defaults: Mapping[str, Any],
+    unstable: int = 0,
 ) -> list[str]:
-    """What to set, how sure we are, what did not matter."""
-    changed = {k: v for k, v in settings.items() if v != defaults.get(k)}
-    told = {**changed, **{k: v for k, v in free.items() if changed or k != "weights"}}
-    if told:
-        first = "What to set: " + ", ".join(f"{k} = {_shown(v)}" for k, v in told.items()) + "."
+    """What to set, how sure we are, what did not matter.
+
+    Args:
+        settings: of the trial that was chosen.
+        free: what it samples with, as far as that was searched.
+        found: the best of the search against the preset, on fresh seeds.
+        weight: importance of each setting.
+        defaults: the preset's own values.
+        unstable: repeats of the best of the search that ended without a value.
+    """
+    changed = {**{k: v for k, v in settings.items() if v != defaults.get(k)}, **free}
+    if changed:
+        first = "What to set: " + ", ".join(f"{k} = {_shown(v)}" for k, v in changed.items()) + "."
     else:
-        first = f"What to set: nothing; preset {plan.preset} is trained as it is."
-    return [
-        first,
-        f"How sure we are: {_surety(plan, found)}",
-        f"What did not matter: {_idle(weight)}",
-    ]
+        first = f"What to set: nothing; preset {plan.preset} stays as it is."
+    sure = _surety(plan, found)
+    if unstable:
+        sure = f"what the search found diverged on {unstable} of {plan.seeds} fresh seeds. {sure}"
+    return [first, f"How sure we are: {sure}", f"What did not matter: {_idle(weight)}"]
 
 
 def _surety(plan: Plan, found: Difference | None) -> str:
     metric = plan.metrics[0].replace("_", " ")
     if found is None:
-        return "not at all: the best settings and the preset were not repeated on fresh seeds."
+        return "not at all: the best settings and the preset have no pair of repeats to compare."
     sign = -1 if plan.better[0] == "lower" else 1  # gains are positive
-    gain = sign * found.share(found.mean)
-    change = f"{abs(gain):.0%} {'better' if gain > 0 else 'worse'} than the preset's"
+
+    def gain(value: float, form: str) -> str:
+        share = sign * found.share(value)
+        return f"{share:{form}.0%}" if math.isfinite(share) else f"{sign * value:{form}.3g}"
+
+    way = "better" if sign * found.mean > 0 else "worse"
+    change = f"{gain(found.mean, '+')[1:]} {way} than the preset's"
     if found.low is None or found.high is None:
         return (
             f"little: on one fresh seed {metric} is {change}, and one seed does not tell luck from "
             "gain (--seeds 3)."
         )
-    low, high = sorted(sign * found.share(bound) for bound in (found.low, found.high))
-    over = f"over {found.seeds} fresh seeds (95 % interval of the gain {low:+.0%} to {high:+.0%})"
+    low, high = (found.low, found.high) if sign > 0 else (found.high, found.low)
+    over = (
+        f"over {found.seeds} fresh seeds (95 % interval of the gain {gain(low, '+')} to "
+        f"{gain(high, '+')})"
+    )
     verdict = judged(found, plan.better[0])
     if verdict == "better":
         return f"{metric} is {change} {over}."

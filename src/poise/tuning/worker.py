@@ -1,7 +1,6 @@
 """A worker: takes errands from the desk until the study is over."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,11 +9,11 @@ from poise.console import Screen
 from poise.errors import Interrupted, TrainingError
 from poise.signals import terminate_as_interrupt
 from poise.tuning.desk import Desk, Errand, Outcome
-from poise.tuning.ground import open_ground
+from poise.tuning.ground import at_home, open_ground, values_of
 from poise.tuning.plan import read_plan
 from poise.tuning.presence import present
 from poise.tuning.schedule import ENDED, FAILED
-from poise.tuning.storage import open_storage, open_study
+from poise.tuning.storage import open_storage, open_study, patiently
 from poise.tuning.trial import Trials
 
 _HOPELESS = 4  # trials that ended, all of them failed, after which a study is given up
@@ -38,11 +37,11 @@ class Seat:
 
     root: str
     url: str | None
-    number: int
+    threads: int | None  # None: as planned
 
 
-def work(seat: Seat, news: Callable[[], None] = lambda: None) -> int:
-    """Do errands until the study is over; gives how many were done.
+def work(seat: Seat) -> None:
+    """Do errands until the study is over.
 
     Raises:
         Interrupted: a signal came; what was begun is saved and left for others.
@@ -52,36 +51,33 @@ def work(seat: Seat, news: Callable[[], None] = lambda: None) -> int:
     plan = read_plan(root)
     study = open_study(open_storage(root, seat.url), plan.study, directions(plan.better))
     with present(root / "workers") as me:
-        ground = open_ground(plan, root, Screen(quiet=True))
-        desk = Desk(study, plan, ground.values(), root, me)
+        ground = open_ground(plan, root, Screen(quiet=True), seat.threads)
+        desk = Desk(study, plan, values_of(at_home(plan)), root, me)
         with terminate_as_interrupt():
-            return serve(desk, Trials(ground), news)
+            serve(desk, Trials(ground))
 
 
-def serve(desk: Desk, objective: Objective, news: Callable[[], None] = lambda: None) -> int:
-    """Errand after errand.
-
-    Args:
-        desk: where they come from.
-        objective: who does them.
-        news: called after each.
-    """
-    done = 0
-    while (errand := desk.next(objective.over)) is not None:
+def serve(desk: Desk, objective: Objective) -> None:
+    """Errand after errand."""
+    while (errand := patiently(lambda: desk.next(objective.over))) is not None:
         started = time.monotonic()
         try:
             outcome = objective(errand)
         except (Interrupted, KeyboardInterrupt):
             desk.put_back(errand, time.monotonic() - started)
             raise
-        if desk.bring_back(errand, outcome, time.monotonic() - started):
-            done += 1
-            if outcome.ended or outcome.values is not None:
-                objective.over(errand.number)
-        news()
+        seconds = time.monotonic() - started
+        _bring_back(desk, objective, errand, outcome, seconds)
         if outcome.ended == FAILED:
             _refuse_hopeless(desk, outcome)
-    return done
+
+
+def _bring_back(
+    desk: Desk, objective: Objective, errand: Errand, outcome: Outcome, seconds: float
+) -> None:
+    kept = patiently(lambda: desk.bring_back(errand, outcome, seconds))
+    if kept and (outcome.ended or outcome.values is not None):
+        objective.over(errand.number)
 
 
 def directions(better: tuple[str, ...]) -> list[str]:
