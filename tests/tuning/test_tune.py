@@ -1,6 +1,7 @@
 """Whole studies on real digits, small: from images to a trained run, interrupted, killed, wrong."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -117,13 +118,13 @@ def test_what_a_study_was_begun_with_stays(
     assert "already holds a study" in capsys.readouterr().err
 
 
-def test_more_trials_may_be_asked_for(tmp_path: Path, space: Path) -> None:
+def test_more_trials_may_be_asked_for(study: Path, tmp_path: Path, space: Path) -> None:
     root = tmp_path / "run"
-    assert tiny.call(*words(root, space, "--trials", "2")) == 0
+    shutil.copytree(study, root)
     before = read_json(root / "study.json")
-    assert tiny.call(*words(root, space, "--resume", "--trials", "11")) == 0
+    assert tiny.call(*words(root, space, "--resume", "--trials", "12")) == 0
     after = read_json(root / "study.json")
-    assert len([t for t in after["trials"] if t["role"] != "repeat"]) == 11
+    assert len([t for t in after["trials"] if t["role"] != "repeat"]) == 12
     assert after["trials"][: len(before["trials"])] == before["trials"]
     assert after["status"] == "finished"
     config = (root / "best" / "config.toml").read_text(encoding="utf-8")
@@ -207,7 +208,8 @@ def test_settings_that_contradict_are_a_failed_trial(tmp_path: Path, space: Path
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_or_killed_it_goes_on(tmp_path: Path, space: Path, how: signal.Signals) -> None:
     root = tmp_path / "run"
-    process = tiny.start(*words(root, space, "--trials", "5"))
+    given = ["--trials", "5", "--metric", "validation_error"]
+    process = tiny.start(*words(root, space, *given))
     deadline = time.monotonic() + 90
     while not list(root.glob("trials/0002/checkpoints/*")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -216,7 +218,7 @@ def test_stopped_or_killed_it_goes_on(tmp_path: Path, space: Path, how: signal.S
     assert code == (130 if how == signal.SIGTERM else -signal.SIGKILL), output
     if how == signal.SIGTERM:
         assert read_json(root / "study.json")["status"] == "interrupted"
-    assert tiny.call(*words(root, space, "--resume", "--trials", "5")) == 0
+    assert tiny.call(*words(root, space, "--resume", *given)) == 0
     record = read_json(root / "study.json")
     assert record["status"] == "finished"
     searched = [t for t in record["trials"] if t["role"] != "repeat"]
@@ -224,8 +226,8 @@ def test_stopped_or_killed_it_goes_on(tmp_path: Path, space: Path, how: signal.S
 
 
 def test_two_workers_share_a_study(tmp_path: Path, space: Path) -> None:
-    root = tmp_path / "run"
-    assert tiny.call(*words(root, space, "--trials", "6", "--workers", "2")) == 0
+    root, quick = tmp_path / "run", ["--metric", "validation_error"]
+    assert tiny.call(*words(root, space, "--trials", "6", "--workers", "2", *quick)) == 0
     record = read_json(root / "study.json")
     assert record["status"] == "finished"
     assert record["plan"]["workers"] == 2

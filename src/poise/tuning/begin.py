@@ -24,12 +24,13 @@ from poise.pipeline import facts_of, read_data
 from poise.runtime import choose_runtime
 from poise.scoring import check_features
 from poise.settings import Config
-from poise.tuning.ground import TRAINING_SHARE, images_within
+from poise.tuning.ground import TRAINING_SHARE, at_home, images_within, trial_config
 from poise.tuning.plan import RUNGS, THIRD, Plan, shares
 from poise.tuning.samplers import check_sampler
 from poise.tuning.space import Space, built_in, grid, load_space
 from poise.tuning.space_file import read_tables
 from poise.tuning.storage import shown
+from poise.tuning.transfer import explain
 from poise.tuning.trial import CHOICES, VALIDATION
 
 _SAMPLES = (50, 1000)  # drawn for a metric, at least and at most
@@ -330,9 +331,15 @@ def _better(name: str) -> str:
 def _tell(plan: Plan, screen: Screen) -> None:
     for remark in plan.space.remarks:
         screen.say(f"  {remark}")
+    if plan.width is not None:
+        narrow = trial_config(plan, {}, plan.images, plan.seed)
+        screen.say("  " + explain(narrow.training.lr, narrow, at_home(plan)))
     length = "" if plan.trial_seconds is None else f" in {duration(plan.trial_seconds)}"
+    sampled = set(plan.metrics) != {VALIDATION}  # else nothing is drawn, and nothing free is tried
+    draws = f" and draws {plan.samples} samples" if sampled else ""
+    free = len(plan.space.free()) if sampled else 0
     screen.say(
         f"preset {plan.preset}, space {plan.space.name} with {len(plan.space.trained())} settings "
-        f"to train and {len(plan.space.free())} to sample with; sampler {plan.sampler}; a trial "
-        f"sees {plan.images:,} images{length} and draws {plan.samples} samples"
+        f"to train and {free} to sample with; sampler {plan.sampler}; a trial sees "
+        f"{plan.images:,} images{length}{draws}"
     )

@@ -1,19 +1,22 @@
-"""Who draws the settings of a trial: Optuna's samplers, shown what all trials have in common.
+"""Who draws the settings of a trial: Optuna's samplers, shown how all trials stand to each other.
 
-Few trials of a study come to their end, and those that were given up are no worse than what they
-showed. So a sampler is shown one level at a time, as in BOHB (Falkner et al. 2018): the metrics if
-enough trials have them, else the proxy at the highest rung that enough trials have reached. It
-learns from a trial as soon as that has reached its first rung. Samplers keep nothing between draws
-but their random numbers, which follow here from the seed of the study and the number of the trial.
+Few trials of a study come to their end, and an error after a ninth of a training cannot be compared
+with one after all of it. So trials are put into one order: who reached a higher rung stands before
+who did not, and on one rung the lower error does; at the end the metrics decide. A sampler is shown
+the normal scores of that order (Blom 1958), which no outlier can spoil, and learns from a trial as
+soon as that has reached its first rung. Samplers keep nothing between draws but their random
+numbers, which follow here from the seed of the study and the number of the trial.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from scipy.special import ndtri
+
 from poise.arguments import one_of
-from poise.tuning.plan import Plan
-from poise.tuning.schedule import DIVERGED, REPEAT, Trial
+from poise.tuning.plan import THIRD, Plan
+from poise.tuning.schedule import DEFAULT, DIVERGED, REPEAT, Trial
 from poise.tuning.space import ask, encode
 
 if TYPE_CHECKING:
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("gp", "tpe", "random", "grid")
 _STARTUP = 8  # trials drawn at random before a model is made of them
-_BEYOND = 1.0  # by so much what diverged is worse than the worst, in ln(error)
 
 
 def check_sampler(name: str) -> str:
@@ -43,41 +45,52 @@ def draw(plan: Plan, trials: Sequence[Trial], base: Mapping[str, Any], seed: int
     """
     import optuna
 
-    rows = level(plan, trials)
-    width = len(rows[0][1]) if rows else 1
-    view = optuna.create_study(
-        directions=["minimize"] * width, sampler=sampler_for(plan.sampler, seed)
-    )
-    for trial, costs in rows:
-        params = encode(plan.space, trial.settings)
-        view.enqueue_trial(params)
+    view = optuna.create_study(sampler=sampler_for(plan.sampler, seed))
+    order = standing(plan, trials)
+    for place, trial in enumerate(order):
+        view.enqueue_trial(encode(plan.space, trial.settings))
         told = view.ask()
         ask(plan.space, told, base)
-        view.tell(told, list(costs))
+        view.tell(told, float(ndtri((place + 0.625) / (len(order) + 0.25))))
     return ask(plan.space, view.ask(), base)
 
 
-def level(plan: Plan, trials: Sequence[Trial]) -> list[tuple[Trial, tuple[float, ...]]]:
-    """The trials with what a sampler is shown of each, lower is better.
+def standing(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that have shown something, best first; what diverged is last."""
+    own = [t for t in trials if t.role != REPEAT and (t.proxy or t.costs or t.state == DIVERGED)]
+    valued = [t for t in own if t.costs]
+    means = {
+        t.number: sum(sum(c < own for c in column) for column, own in _beside(t, valued))
+        for t in valued
+    }
 
-    The highest level that more trials have reached than there are dimensions, or the first.
-    """
-    own = [trial for trial in trials if trial.role != REPEAT and trial.settings]
-    enough = len(plan.space.trained()) + 2
-    valued = [(trial, trial.costs) for trial in own if trial.costs]
-    if len(valued) >= enough:
-        return valued
-    for rung in reversed(range(len(plan.rungs))):
-        rows = [
-            (trial, (trial.proxy[rung],))
-            for trial in own
-            if len(trial.proxy) > rung and math.isfinite(trial.proxy[rung])
-        ]
-        if len(rows) >= enough or rung == 0:
-            worst = max((costs[0] for _, costs in rows), default=0.0) + _BEYOND
-            lost = [t for t in own if t.state == DIVERGED and len(t.proxy) <= rung]
-            return [*rows, *((trial, (worst,)) for trial in lost)]
-    return []
+    def key(trial: Trial) -> tuple[int, float, int]:
+        rung = _merit(trial, own) if trial.role == DEFAULT else trial.rung
+        if rung == len(plan.rungs) - 1 and trial.costs:
+            return -rung, float(means[trial.number]), trial.number
+        known = rung < len(trial.proxy) and rung >= 0 and math.isfinite(trial.proxy[rung])
+        lost = trial.state == DIVERGED or not known
+        return (1, 0.0, trial.number) if lost else (-rung, trial.proxy[rung], trial.number)
+
+    return sorted(own, key=key)
+
+
+def _beside(trial: Trial, valued: Sequence[Trial]) -> list[tuple[tuple[float, ...], float]]:
+    """For each metric, its values of all trials and that of this one."""
+    columns = zip(*(t.costs for t in valued), strict=True)
+    return list(zip(columns, trial.costs, strict=True))
+
+
+def _merit(trial: Trial, own: Sequence[Trial]) -> int:
+    """The rung that a trial which was never stopped would have reached among the others."""
+    rung = 0
+    while rung < trial.rung:
+        others = [t.proxy[rung] for t in own if t.role != DEFAULT and len(t.proxy) > rung]
+        better = sum(proxy < trial.proxy[rung] for proxy in others)
+        if others and better >= max(1, len(others) // THIRD):
+            break
+        rung += 1
+    return rung
 
 
 def sampler_for(name: str, seed: int) -> "BaseSampler":
@@ -85,11 +98,7 @@ def sampler_for(name: str, seed: int) -> "BaseSampler":
     from optuna import samplers
 
     if name == "tpe":
-        return samplers.TPESampler(
-            seed=seed, n_startup_trials=_STARTUP, warn_independent_sampling=False
-        )
+        return samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP)
     if name == "gp":
-        return samplers.GPSampler(
-            seed=seed, n_startup_trials=_STARTUP, warn_independent_sampling=False
-        )
+        return samplers.GPSampler(seed=seed, n_startup_trials=_STARTUP)
     return samplers.RandomSampler(seed=seed)

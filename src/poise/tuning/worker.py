@@ -1,5 +1,6 @@
 """A worker: takes errands from the desk until the study is over."""
 
+import gc
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ def serve(desk: Desk, objective: Objective) -> None:
             raise
         seconds = time.monotonic() - started
         _bring_back(desk, objective, errand, outcome, seconds)
+        gc.collect()  # a network and those who watched it hold each other
         if outcome.ended == FAILED:
             _refuse_hopeless(desk, outcome)
 
