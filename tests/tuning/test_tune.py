@@ -109,9 +109,9 @@ def test_what_a_study_was_begun_with_stays(
 ) -> None:
     other = f"sqlite:///{tmp_path / 'other.db'}"
     assert tiny.call(*words(study, space, "--resume", "--storage", other)) == 2
-    assert "begun with --storage None" in capsys.readouterr().err
+    assert "begun with --storage left open" in capsys.readouterr().err
     assert tiny.call(*words(study, space, "--resume", "--set", "model.dropout=0.2")) == 2
-    assert "begun with --set model.dropout None, not 0.2" in capsys.readouterr().err
+    assert "begun with --set model.dropout left open, not 0.2" in capsys.readouterr().err
     assert tiny.call(*words(study, space, "--resume", "--sampler", "random")) == 2
     assert "begun with --sampler gp" in capsys.readouterr().err
     assert tiny.call(*words(study, space)) == 2

@@ -8,7 +8,13 @@ from studies import SPACE, variant
 
 from poise.config import preset_named, resolve
 from poise.tuning.final import final_settings
-from poise.tuning.ground import at_home, images_within, trial_config, values_of
+from poise.tuning.ground import (
+    at_home,
+    images_within,
+    trained_settings,
+    trial_config,
+    values_of,
+)
 from poise.tuning.space import default_point
 
 
@@ -34,9 +40,10 @@ def test_a_width_that_was_searched_is_trained_with_the_rate_of_its_trial() -> No
     plan = variant()
     settings = {"training.lr": 0.02, "model.channels": 64}
     assert rate(plan, settings) == (64, pytest.approx(0.02 / math.sqrt(2)))
-    final = final_settings(plan, settings, {})
-    config = resolve(preset_named("nano"), final)
+    told = trained_settings(plan, settings)  # what study.json says
+    config = resolve(preset_named("nano"), final_settings(plan, told, {}))
     assert (config.model.channels, config.training.lr) == rate(plan, settings)
+    assert told["training.lr"] == config.training.lr
 
 
 def test_sampling_settings_and_averages_reach_the_last_training() -> None:

@@ -16,7 +16,7 @@ def tune(
     source: str | Path,
     *,
     run: str | Path | None = None,
-    space: str | Path = "default",
+    space: str | Path | None = None,
     sampler: str | None = None,
     trials: int | None = None,
     budget: str | float | None = None,
@@ -37,7 +37,7 @@ def tune(
     Args:
         source: images, as for `train`; `preset` and `settings` are those of `train` too.
         run: the folder of the study; None: a new one under runs/.
-        space: "default", "quick", "architecture", "sampling", "lr-range", or a TOML file.
+        space: "default" (None), "quick", "architecture", "sampling", "lr-range", or a TOML file.
         sampler: "gp", "tpe", "random" or "grid"; None: as the space proposes, else gp.
         trials, budget: when the search ends: a number, and wall clock of everything, such as "2h".
         metrics: what decides, on the validation split; several make a Pareto front.
@@ -56,7 +56,7 @@ def tune(
     request = Request(
         source=str(source),
         root=folder_of(str(source), run, resume=resume),
-        space=str(space),
+        space=None if space is None else str(space),
         sampler=sampler,
         trials=trials,
         budget_seconds=None if budget is None else parse_duration(budget),

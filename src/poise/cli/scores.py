@@ -102,7 +102,7 @@ def _check_options(
     """
     given = [f"--{name}" for name, value in others.items() if value is not None]
     if reference is None:
-        is_run = (path / "run.json").is_file()
+        is_run = any((path / name).is_file() for name in ("run.json", "study.json"))
         if paired or (path.exists() and not is_run and path.suffix != ".safetensors"):
             raise UsageError(
                 f"{path} is no run folder, and samples need real images beside them.",

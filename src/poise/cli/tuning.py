@@ -9,7 +9,8 @@ import typer
 from poise.cli.shared import Preset, Settings
 
 _Space = Annotated[
-    str, typer.Option(help="default, quick, architecture, sampling, lr-range, or a TOML file.")
+    str | None,
+    typer.Option(help="default, quick, architecture, sampling, lr-range, or a TOML file."),
 ]
 _Sampler = Annotated[
     str | None, typer.Option(help="gp, tpe, random or grid. [default: the space's, else gp]")
@@ -41,7 +42,7 @@ _Width = Annotated[
 
 def tune(
     source: Annotated[str, typer.Argument(help="Images, as for `poise train`.")],
-    space: _Space = "default",
+    space: _Space = None,
     sampler: _Sampler = None,
     trials: Annotated[int | None, typer.Option(help="At most so many trials.")] = None,
     budget: _Budget = None,

@@ -109,11 +109,11 @@ def _samples(study: Study, folder: Path) -> list[Html]:
         image = next((i for path in _grids(run) if (i := embed(path, _SMALL)) is not None), None)
         if image:
             caption = f"{name[:1].upper()}{name[1:]}. {words}"
-            shown_parts.append(page.picture(image, "small", f"Samples of {name}", caption))
+            shown_parts.append(page.picture(image, "large", f"Samples of {name}", caption))
     if not shown_parts:
         return [page.absent("No trial has left samples.")]
     words = "The newest grid of each; the best trial by the first metric comes first."
-    return [page.note(words), page.grids(shown_parts)]
+    return [page.note(words), page.pair(shown_parts)]
 
 
 def _grids(run: Path) -> list[Path]:

@@ -54,16 +54,17 @@ def what_to_set(study: Study) -> list[Html]:
     lines = [f"poise train {_word(study.record.get('source') or 'SOURCE')}"]
     if isinstance(study.plan.get("preset"), str):
         lines[0] += f" --preset {_word(study.plan['preset'])}"
-    options = {**section(study.best, "settings"), **_sampling(study)}
+    own = section(study.plan, "overrides")
+    options = {**own, **section(study.best, "settings"), **_sampling(study)}
     same = study.default
     for name, value in options.items():
-        if name not in same or same[name] != value:
+        if name in own or name not in same or same[name] != value:
             typed = value if isinstance(value, str) else json.dumps(value)
             lines.append(f"--set {_word(f'{name}={typed}')}")
     if len(lines) == 1:
         words = "No setting has to be changed; to train again:"
     else:
-        words = "To train again with what the study chose:"
+        words = "To train again with what the study chose, with --budget or --images as you like:"
     return [
         *table(study),
         page.paragraph(words),

@@ -55,7 +55,7 @@ class Request:
     Attributes:
         source: images, as for `poise train`.
         root: the folder of the study.
-        space: a built-in name, or a TOML file.
+        space: a built-in name, or a TOML file; None: "default".
         sampler, trials, budget_seconds, metrics, seeds, images: as in `Plan`; images: of a trial.
         workers: processes.
         storage: a URL; None: a journal in the folder.
@@ -68,7 +68,7 @@ class Request:
 
     source: str
     root: Path
-    space: str = "default"
+    space: str | None = None
     sampler: str | None = None
     trials: int | None = None
     budget_seconds: float | None = None
@@ -113,7 +113,7 @@ def check(request: Request) -> None:
     if request.preset is not None:
         preset_named(request.preset)
     resolve(preset_named(request.preset) if request.preset else None, request.overrides)
-    read_tables(request.space)
+    read_tables(request.space or "default")
 
 
 def settle_plan(request: Request, screen: Screen) -> Plan:
@@ -125,15 +125,16 @@ def settle_plan(request: Request, screen: Screen) -> Plan:
     chosen = preset_named(request.preset) if request.preset else None
     early = resolve(chosen, request.overrides)
     dataset, splits = read_data(request.source, early, RunDir(request.root / "store"), screen)
-    if len(splits.val) < FEWEST:
-        raise DataError(
-            f"{len(splits.val)} validation images are too few to compare samples with.",
-            expected=f"{FEWEST} or more",
-            remedy="Tune with more images, or with a larger share in data.split.",
-        )
     facts = facts_of(dataset, splits)
     candidates = smallest_fitting(presets(), facts.resolution, chosen)
     study = _study(request, resolve(candidates[0], request.overrides), facts)
+    if set(study["metrics"]) != {VALIDATION} and len(splits.val) < FEWEST:
+        raise DataError(
+            f"{len(splits.val)} validation images are too few to compare samples with.",
+            expected=f"{FEWEST} or more",
+            remedy="Tune with more images, with a larger share in data.split, or with --metric "
+            f"{VALIDATION}, which draws no samples.",
+        )
     with screen.bar("measuring this machine", 1):
         pace = _pace(request, study, candidates, facts)
     config = resolve(pace.preset, request.overrides)
@@ -169,6 +170,7 @@ def settle_plan(request: Request, screen: Screen) -> Plan:
         workers=request.workers,
         width=request.width,
         seed=config.seed,
+        asked=study["images"],
         storage=None if request.storage is None else shown(request.storage),
         command=tuple(shown(word) if "://" in word else word for word in request.command),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -238,7 +240,13 @@ def _study(request: Request, base: Config, facts: DataFacts) -> dict[str, Any]:
     _need_an_end(study)
     values = {key: value for key, value, _ in documented(base)}
     points = len(grid(space, values)) if study["sampler"] == "grid" else None
-    metrics = tuple(study["metrics"])
+    metrics = tuple(dict.fromkeys(study["metrics"]))
+    if not space.trained() and set(metrics) == {VALIDATION}:
+        raise UsageError(
+            f"The space {space.name} holds only what samples are drawn with, and {VALIDATION} "
+            "draws none: nothing would be searched.",
+            expected="a metric of samples, such as --metric frechet_distance",
+        )
     return {**study, "rungs": rungs, "metrics": metrics, "points": points}
 
 
@@ -248,13 +256,14 @@ def _space(request: Request, base: Config, classes: int) -> Space:
     Raises:
         UsageError: as `load_space`, or a file that searches the width that is given.
     """
-    space = load_space(request.space, base, classes)
+    source = request.space or "default"
+    space = load_space(source, base, classes)
     kept = tuple(d for d in space.dimensions if d.name != "model.channels")
     if request.width is None or len(kept) == len(space.dimensions):
         return space
-    if request.space not in built_in() or not kept:
+    if source not in built_in() or not kept:
         raise UsageError(
-            f"{request.space} searches model.channels, and --width gives it.",
+            f"{source} searches model.channels, and --width gives it.",
             expected="one of them",
         )
     remark = f"Left out: model.channels is {request.width} in every trial."
@@ -338,8 +347,11 @@ def _tell(plan: Plan, screen: Screen) -> None:
     sampled = set(plan.metrics) != {VALIDATION}  # else nothing is drawn, and nothing free is tried
     draws = f" and draws {plan.samples} samples" if sampled else ""
     free = len(plan.space.free()) if sampled else 0
+    if plan.asked is not None and plan.asked != plan.images:
+        screen.say(f"  {plan.asked:,} images are too few for a trial: it needs some batches a rung")
+    trained = len(plan.space.trained())
     screen.say(
-        f"preset {plan.preset}, space {plan.space.name} with {len(plan.space.trained())} settings "
-        f"to train and {free} to sample with; sampler {plan.sampler}; a trial sees "
+        f"preset {plan.preset}, space {plan.space.name}: {trained} to train and {free} to sample "
+        f"with; sampler {plan.sampler}; a trial sees "
         f"{plan.images:,} images{length}{draws}"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from poise.artifacts import RunDir, read_json, write_json
 from poise.config import from_toml, resolve
-from poise.console import Screen
+from poise.console import Screen, inert
 from poise.diffusion.multistep import SOLVERS
 from poise.errors import UsageError
 from poise.pipeline import Job, score_again, train
@@ -20,9 +20,10 @@ from poise.sampling import (
     write_choice,
 )
 from poise.training.ema import profile_std
-from poise.tuning.ground import at_home, trial_config, values_of
+from poise.tuning.ground import at_home, values_of
 from poise.tuning.plan import Plan
 
+_BEFORE_A_PLAN = ("leader", "journal.log", "journal.log.lock", "lock", "store")
 _LEAST_SHARE = 0.1  # of the budget, which the last training gets whatever was spent before
 _CHOICE_SHARE = 0.1  # of its time, kept to score it again with other weights or guidance
 
@@ -85,18 +86,15 @@ def final_settings(
 ) -> dict[str, Any]:
     """What differs from the preset in the last training, as dotted names.
 
-    The learning rate is that of the trial, carried to the width that is trained.
+    Args:
+        settings: as `ground.trained_settings` gives them.
+        free: what the trial samples with.
     """
-    own = dict(settings)
-    if "model.channels" in own:
-        config = trial_config(plan, own, plan.images, plan.seed)
-        own["training.lr"] = config.training.lr
-        own["model.channels_per_head"] = config.model.channels_per_head
     sampling = {key: value for key, value in free.items() if key.startswith("sampling.")}
     solver = sampling.get("sampling.solver")
     if solver is not None and not SOLVERS[solver].churns:
         sampling["sampling.churn"] = 0.0  # as in the trial: it takes no fresh noise
-    found = {**plan.overrides, **own, **sampling, "seed": plan.seed}
+    found = {**plan.overrides, **settings, **sampling, "seed": plan.seed}
     std = profile_std(named_weights(str(free["weights"]))) if "weights" in free else None
     if std is not None:
         followed = at_home(plan).training.ema_stds
@@ -139,7 +137,7 @@ def clear(root: Path) -> None:
 def refuse_used(root: Path, source: str) -> None:
     """
     Raises:
-        UsageError: the folder holds a study, or something else.
+        UsageError: the folder holds a study, or something that is no study's.
     """
     if (root / "plan.json").exists():
         raise UsageError(
@@ -147,5 +145,9 @@ def refuse_used(root: Path, source: str) -> None:
             expected="a new folder, or --resume to go on with it",
             remedy=f"poise tune {source} --run {root} --resume",
         )
-    if (root / "run.json").exists():
-        raise UsageError(f"{root} already holds a run.", expected="a new folder for the study")
+    strange = sorted(path.name for path in root.iterdir() if path.name not in _BEFORE_A_PLAN)
+    if strange:
+        raise UsageError(
+            f"{root} holds {inert(strange[0])} and is no study.",
+            expected="a new folder for the study, or an empty one",
+        )

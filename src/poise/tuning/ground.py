@@ -204,6 +204,17 @@ def at_home(plan: Plan) -> Config:
     return trial_config(replace(plan, width=None), {}, plan.images, plan.seed)
 
 
+def trained_settings(plan: Plan, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a trial as they are typed to train them again.
+
+    Where a trial has its own width, its learning rate is what it was trained with.
+    """
+    if "model.channels" not in settings:
+        return dict(settings)
+    at_own_width = trial_config(replace(plan, width=None), settings, plan.images, plan.seed)
+    return {**settings, "training.lr": at_own_width.training.lr}
+
+
 def values_of(config: Config) -> dict[str, Any]:
     """The value of every setting by its dotted name."""
     return {key: value for key, value, _ in documented(config)}

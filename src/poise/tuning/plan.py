@@ -43,6 +43,7 @@ class Plan:
         final: whether the best settings are trained at the end.
         final_images: how long, where no budget says so.
         workers: processes.
+        asked: images of a trial that the user asked for; None: the budget decides.
         storage: URL of the storage without its password; None: the journal of the folder.
         width: channels of the network of the trials, where it is narrower than the preset's.
         seed: all randomness of the study follows from it.
@@ -71,6 +72,7 @@ class Plan:
     workers: int
     width: int | None
     seed: int
+    asked: int | None = None
     storage: str | None = None
     command: tuple[str, ...] = ()
     created: str = ""
@@ -158,5 +160,6 @@ def described(plan: Plan) -> dict[str, Any]:
     return {
         **{name: raw[name] for name in (*names, *more)},
         "space": plan.space.name,
+        "overrides": dict(plan.overrides),
         "features": plan.measure.get("evaluation.features"),
     }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from poise.tuning import verdict
 from poise.tuning.desk import progress_of, trial_of
+from poise.tuning.ground import trained_settings
 from poise.tuning.plan import Plan, described
 from poise.tuning.schedule import REPEAT, SEARCH, Trial, best_of, pareto
 from poise.tuning.space import default_point
@@ -72,7 +73,7 @@ def _row(frozen: "FrozenTrial", trial: Trial, plan: Plan) -> dict[str, Any]:
         "of": trial.of,
         "seed": trial.seed,
         "state": trial.state,
-        "settings": trial.settings,
+        "settings": trained_settings(plan, trial.settings),
         "free": at["free"],
         "values": values,
         "proxy": [[round(s * images), p if math.isfinite(p) else None] for s, p in shares],

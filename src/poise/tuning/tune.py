@@ -36,12 +36,17 @@ def tune(request: Request, screen: Screen) -> Path:
         Interrupted: a signal came; everything is saved.
     """
     check(request)
-    request.root.mkdir(parents=True, exist_ok=True)
     lead = FileLock(request.root / "leader")
     try:
+        request.root.mkdir(parents=True, exist_ok=True)
         lead.acquire(timeout=0)
     except Timeout:
         return _help(request, screen)
+    except OSError as error:
+        raise UsageError(
+            f"{request.root} cannot hold a study: {error.strerror or error}.",
+            expected="a folder that can be made and written",
+        ) from None
     try:
         return _lead(request, screen)
     except (Interrupted, KeyboardInterrupt):
@@ -74,7 +79,7 @@ def _help(request: Request, screen: Screen) -> Path:
 
 def _lead(request: Request, screen: Screen) -> Path:
     root = request.root
-    if (root / "plan.json").exists() and request.resume:
+    if request.resume:
         plan = _resumed(request)
     else:
         final.refuse_used(root, request.source)
@@ -108,7 +113,8 @@ def _train(
 ) -> None:
     """The last training; where the guard stops it, the study is none the less over."""
     left = None if plan.budget_seconds is None else plan.budget_seconds - progress.seconds()
-    screen.say("training the best settings on the rest of the budget")
+    rest = "" if left is None else " on the rest of the budget"
+    screen.say(f"training the best settings{rest}")
     try:
         final.train_best(plan, root, best, left, screen)
     except TrainingError as error:
@@ -128,6 +134,12 @@ def _resumed(request: Request) -> Plan:
 
     A number of trials without a budget goes before the budget that the study had.
     """
+    if not (request.root / "plan.json").exists():
+        raise UsageError(
+            f"{request.root} holds no study to go on with.",
+            expected="the folder of a study; one that was ended before its first trial holds none",
+            remedy="Give the same command without --resume.",
+        )
     plan = read_plan(request.root)
     _refuse_other(request, plan)
     budget = request.budget_seconds
@@ -157,13 +169,27 @@ def _refuse_other(request: Request, plan: Plan) -> None:
         ("--metric", request.metrics or plan.metrics, plan.metrics),
         ("--preset", request.preset or plan.preset, plan.preset),
         ("--width", request.width or plan.width, plan.width),
-        *((f"--set {name}", value, known.get(name)) for name, value in asked.items()),
+        ("--space", request.space or plan.space.name, plan.space.name),
+        ("--images", request.images or plan.asked, plan.asked),
+        *((_option(name), value, known.get(name)) for name, value in asked.items()),
     ):
         if now != was:
             raise UsageError(
-                f"The study in {request.root} was begun with {option} {was}, not {now}.",
+                f"The study in {request.root} was begun with {option} {_told(was)}, not "
+                f"{_told(now)}.",
                 remedy=f"Give {option} as it was, or begin a new study with --run.",
             )
+
+
+def _option(name: str) -> str:
+    return "--seed" if name == "seed" else f"--set {name}"
+
+
+def _told(value: Any) -> str:
+    """The value of an option in a sentence."""
+    if isinstance(value, tuple):
+        return " and ".join(map(str, value))
+    return "left open" if value is None else str(value)
 
 
 def _conclude(root: Path, record: dict[str, Any], screen: Screen) -> None:

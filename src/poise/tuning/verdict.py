@@ -222,6 +222,8 @@ def sentences(
 
 def _surety(plan: Plan, found: Difference | None) -> str:
     metric = plan.metrics[0].replace("_", " ")
+    if found is None and plan.seeds == 0:
+        return "one training each, and no repeats: a part of it may be luck."
     if found is None:
         return "not at all: the best settings and the preset have no pair of repeats to compare."
     sign = -1 if plan.better[0] == "lower" else 1  # gains are positive
