@@ -118,6 +118,7 @@ def test_what_a_study_was_begun_with_stays(
     assert "already holds a study" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_more_trials_may_be_asked_for(study: Path, tmp_path: Path, space: Path) -> None:
     root = tmp_path / "run"
     shutil.copytree(study, root)
@@ -205,6 +206,7 @@ def test_settings_that_contradict_are_a_failed_trial(tmp_path: Path, space: Path
     assert "grad_normalise" in outcome.diagnosis
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_or_killed_it_goes_on(tmp_path: Path, space: Path, how: signal.Signals) -> None:
     root = tmp_path / "run"
@@ -225,6 +227,7 @@ def test_stopped_or_killed_it_goes_on(tmp_path: Path, space: Path, how: signal.S
     assert [t["number"] for t in searched] == list(range(5))
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_study(tmp_path: Path, space: Path) -> None:
     root, quick = tmp_path / "run", ["--metric", "validation_error"]
     assert tiny.call(*words(root, space, "--trials", "6", "--workers", "2", *quick)) == 0

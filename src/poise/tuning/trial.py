@@ -1,5 +1,6 @@
 """One trial: train to a rung, and at the last one draw samples and measure them."""
 
+import gc
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -39,6 +40,7 @@ class Trials:
             Interrupted: a signal came; the state is saved.
             ArtifactError: the disk refuses to be written to.
         """
+        gc.collect()  # the network of the trial before and those who watched it hold each other
         plan, proxies = self._ground.plan, list[float]()
         job, seen = None, 0
         try:

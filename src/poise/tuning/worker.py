@@ -1,6 +1,5 @@
 """A worker: takes errands from the desk until the study is over."""
 
-import gc
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +68,6 @@ def serve(desk: Desk, objective: Objective) -> None:
             raise
         seconds = time.monotonic() - started
         _bring_back(desk, objective, errand, outcome, seconds)
-        gc.collect()  # a network and those who watched it hold each other
         if outcome.ended == FAILED:
             _refuse_hopeless(desk, outcome)
 
