@@ -61,7 +61,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, space: Path) -> Path:
     return root
 
 
-def test_a_study_ends_with_a_trained_run_and_a_page(study: Path) -> None:
+def check_a_study_ends_with_a_trained_run_and_a_page(study: Path) -> None:
     record = read_json(study / "study.json")
     assert record["status"] == "finished"
     assert len([t for t in record["trials"] if t["role"] != "repeat"]) == 10
@@ -79,7 +79,19 @@ def test_a_study_ends_with_a_trained_run_and_a_page(study: Path) -> None:
     assert not list((study / "workers").iterdir())
 
 
-def test_the_best_settings_are_those_of_the_last_training(study: Path) -> None:
+def test_what_a_finished_study_holds(
+    study: Path, space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One test, so that the study is made once, however many processes share the tests."""
+    check_a_study_ends_with_a_trained_run_and_a_page(study)
+    check_the_best_settings_are_those_of_the_last_training(study)
+    check_free_settings_are_tried_on_trained_models(study)
+    check_the_record_is_json_that_others_read(study)
+    check_what_a_study_was_begun_with_stays(study, space, tmp_path, capsys)
+    check_a_study_that_is_over_stays_as_it_is(study, space)
+
+
+def check_the_best_settings_are_those_of_the_last_training(study: Path) -> None:
     best = read_json(study / "study.json")["best"]
     config = (study / "best" / "config.toml").read_text(encoding="utf-8")
     for name, value in best["settings"].items():
@@ -89,7 +101,7 @@ def test_the_best_settings_are_those_of_the_last_training(study: Path) -> None:
     assert images.shape == (4, 8, 8, 1)
 
 
-def test_free_settings_are_tried_on_trained_models(study: Path) -> None:
+def check_free_settings_are_tried_on_trained_models(study: Path) -> None:
     rows = read_json(study / "study.json")["trials"]
     tried = [t for t in rows if t["role"] == "search" and t["state"] == "complete"]
     assert tried
@@ -98,13 +110,13 @@ def test_free_settings_are_tried_on_trained_models(study: Path) -> None:
         assert row["free"].keys() <= {"weights", "sampling.steps"}
 
 
-def test_a_study_that_is_over_stays_as_it_is(study: Path, space: Path) -> None:
+def check_a_study_that_is_over_stays_as_it_is(study: Path, space: Path) -> None:
     before = read_json(study / "study.json")["trials"]
     assert tiny.call(*words(study, space, "--resume")) == 0
     assert read_json(study / "study.json")["trials"] == before
 
 
-def test_what_a_study_was_begun_with_stays(
+def check_what_a_study_was_begun_with_stays(
     study: Path, space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = f"sqlite:///{tmp_path / 'other.db'}"
@@ -296,7 +308,7 @@ def test_no_end_is_refused(tmp_path: Path, space: Path, capsys: pytest.CaptureFi
     assert "--budget" in capsys.readouterr().err
 
 
-def test_the_record_is_json_that_others_read(study: Path) -> None:
+def check_the_record_is_json_that_others_read(study: Path) -> None:
     def refuse(name: str) -> Any:
         raise AssertionError(name)
 

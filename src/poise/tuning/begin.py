@@ -128,13 +128,7 @@ def settle_plan(request: Request, screen: Screen) -> Plan:
     facts = facts_of(dataset, splits)
     candidates = smallest_fitting(presets(), facts.resolution, chosen)
     study = _study(request, resolve(candidates[0], request.overrides), facts)
-    if set(study["metrics"]) != {VALIDATION} and len(splits.val) < FEWEST:
-        raise DataError(
-            f"{len(splits.val)} validation images are too few to compare samples with.",
-            expected=f"{FEWEST} or more",
-            remedy="Tune with more images, with a larger share in data.split, or with --metric "
-            f"{VALIDATION}, which draws no samples.",
-        )
+    _refuse_few(study, len(splits.val))
     with screen.bar("measuring this machine", 1):
         pace = _pace(request, study, candidates, facts)
     config = resolve(pace.preset, request.overrides)
@@ -268,6 +262,20 @@ def _space(request: Request, base: Config, classes: int) -> Space:
         )
     remark = f"Left out: model.channels is {request.width} in every trial."
     return replace(space, dimensions=kept, remarks=(*space.remarks, remark))
+
+
+def _refuse_few(study: Mapping[str, Any], val: int) -> None:
+    """
+    Raises:
+        DataError: too few held-out images for samples to be compared with.
+    """
+    if set(study["metrics"]) != {VALIDATION} and val < FEWEST:
+        raise DataError(
+            f"{val} validation images are too few to compare samples with.",
+            expected=f"{FEWEST} or more",
+            remedy="Tune with more images, with a larger share in data.split, or with --metric "
+            f"{VALIDATION}, which draws no samples.",
+        )
 
 
 def _refuse_small(study: Mapping[str, Any], config: Config, pace: _Pace) -> None:
