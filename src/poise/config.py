@@ -167,6 +167,11 @@ def documented(config: Config) -> list[tuple[str, Any, str]]:
     return rows
 
 
+def values_of(config: Config) -> dict[str, Any]:
+    """The value of every setting by its dotted name."""
+    return {key: value for key, value, _ in documented(config)}
+
+
 def to_toml(config: Config) -> str:
     """The settings as TOML, each with its sentence as a comment; an unset one is commented out."""
     lines: list[str] = []

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from poise.artifacts import DataFacts
 from poise.build import build_denoiser
-from poise.config import documented, preset_named, presets, resolve
+from poise.config import preset_named, presets, resolve, values_of
 from poise.errors import UsageError
 from poise.runtime import Runtime
 from poise.settings import Config
@@ -35,10 +35,6 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 NANO = resolve(preset_named("nano"), {"data.resolution": 16})
 DIT = resolve(preset_named("dit-s"), {"data.resolution": 16})
 AUTOMATIC = [p for p in presets() if p.automatic]
-
-
-def values_of(config: Config) -> dict[str, Any]:
-    return {key: value for key, value, _ in documented(config)}
 
 
 def study() -> optuna.Study:

@@ -6,14 +6,13 @@ from typing import Any
 import pytest
 from studies import SPACE, variant
 
-from poise.config import preset_named, resolve
+from poise.config import preset_named, resolve, values_of
 from poise.tuning.final import final_settings
 from poise.tuning.ground import (
     at_home,
     images_within,
     trained_settings,
     trial_config,
-    values_of,
 )
 from poise.tuning.space import default_point
 

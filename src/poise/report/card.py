@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from poise.config import documented, from_toml
+from poise.config import from_toml, values_of
 from poise.errors import PoiseError
 from poise.report import metrics, steps
 from poise.report.finding import GOOD, WORDS, Finding
@@ -152,10 +152,10 @@ def _changed(text: str | None) -> list[tuple[str, str]]:
         config = from_toml(text)
     except PoiseError:
         return [("config.toml", "written by another version of Poise")]
-    usual = {key: value for key, value, _ in documented(Config())}
+    usual = values_of(Config())
     return [
         (key, "unset" if value is None else json.dumps(value, ensure_ascii=False))
-        for key, value, _ in documented(config)
+        for key, value in values_of(config).items()
         if value != usual[key]
     ]
 

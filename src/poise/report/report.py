@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.artifacts import RunDir, write_bytes
-from poise.config import documented, from_toml
+from poise.config import documented, from_toml, values_of
 from poise.errors import PoiseError
 from poise.report import curves, page, progress, scores, verdict
 from poise.report.card import model_card, name_of_run
@@ -165,9 +165,8 @@ def _settings(files: RunFiles) -> list[Html]:
             "This version of Poise does not know all of these settings; here they are as they are."
         )
         return [page.paragraph(words), page.details("config.toml", [page.code(files.config)])]
-    usual = {key: value for key, value, _ in documented(Config())}
+    usual, values = values_of(Config()), values_of(config)
     rows = [(key, _exact(value), told) for key, value, told in documented(config)]
-    values = {key: value for key, value, _ in documented(config)}
     changed = [row for row in rows if values[row[0]] != usual[row[0]]]
     same = [row for row in rows if values[row[0]] == usual[row[0]]]
     heads = ("Setting", "Value", "Meaning")

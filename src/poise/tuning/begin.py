@@ -2,7 +2,7 @@
 
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from poise.arguments import parse_duration
 from poise.artifacts import DataFacts, RunDir
 from poise.budget import Clock, Speed, afford, fastest, settle, smallest_fitting
-from poise.config import Preset, documented, preset_named, presets, resolve
+from poise.config import Preset, preset_named, presets, resolve, values_of
 from poise.console import Screen, duration
 from poise.data.settling import settle_data
 from poise.diffusion.multistep import SOLVERS
@@ -25,13 +25,13 @@ from poise.runtime import choose_runtime
 from poise.scoring import check_features
 from poise.settings import Config
 from poise.tuning.ground import TRAINING_SHARE, at_home, images_within, trial_config
-from poise.tuning.plan import RUNGS, THIRD, Plan, shares
+from poise.tuning.plan import RUNGS, THIRD, VALIDATION, Plan, shares
 from poise.tuning.samplers import check_sampler
 from poise.tuning.space import Space, built_in, grid, load_space
 from poise.tuning.space_file import read_tables
 from poise.tuning.storage import shown
 from poise.tuning.transfer import explain
-from poise.tuning.trial import CHOICES, VALIDATION
+from poise.tuning.trial import CHOICES
 
 _SAMPLES = (50, 1000)  # drawn for a metric, at least and at most
 _USUAL_SAMPLES = 300  # where no budget decides
@@ -93,12 +93,7 @@ def check(request: Request) -> None:
     """
     if request.sampler is not None:
         check_sampler(request.sampler)
-    for name in request.metrics:
-        if name not in CHOICES:
-            raise UsageError(
-                f"There is no metric {name!r} to tune by. {nearest(name, CHOICES)}".rstrip(),
-                expected="one or several of " + ", ".join(CHOICES),
-            )
+    _check_metrics(request.metrics)
     for option, value, least in (
         ("--trials", request.trials, 1),
         ("--workers", request.workers, 1),
@@ -114,6 +109,15 @@ def check(request: Request) -> None:
         preset_named(request.preset)
     resolve(preset_named(request.preset) if request.preset else None, request.overrides)
     read_tables(request.space or "default")
+
+
+def _check_metrics(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in CHOICES:
+            raise UsageError(
+                f"There is no metric {name!r} to tune by. {nearest(name, CHOICES)}".rstrip(),
+                expected="one or several of " + ", ".join(CHOICES),
+            )
 
 
 def settle_plan(request: Request, screen: Screen) -> Plan:
@@ -215,14 +219,8 @@ def _study(request: Request, base: Config, facts: DataFacts) -> dict[str, Any]:
         study["budget"] = None  # what the user says of the end goes before a proposal
     if study["budget"] is not None:
         study["budget"] = parse_duration(study["budget"])
-    check(
-        replace(
-            request,
-            sampler=study["sampler"],
-            metrics=tuple(study["metrics"]),
-            seeds=study["seeds"],
-        )
-    )
+    check_sampler(study["sampler"])
+    _check_metrics(study["metrics"])
     rungs = tuple(float(share) for share in study["rungs"])
     if not rungs or any(
         abs(share - THIRD ** (i + 1 - len(rungs))) > 0.01 for i, share in enumerate(rungs)
@@ -232,8 +230,7 @@ def _study(request: Request, base: Config, facts: DataFacts) -> dict[str, Any]:
             expected="each three times the one before, the last 1: [0.111, 0.333, 1] or [1]",
         )
     _need_an_end(study)
-    values = {key: value for key, value, _ in documented(base)}
-    points = len(grid(space, values)) if study["sampler"] == "grid" else None
+    points = len(grid(space, values_of(base))) if study["sampler"] == "grid" else None
     metrics = tuple(dict.fromkeys(study["metrics"]))
     if not space.trained() and set(metrics) == {VALIDATION}:
         raise UsageError(

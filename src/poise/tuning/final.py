@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.artifacts import RunDir, read_json, write_json
-from poise.config import from_toml, resolve
+from poise.config import from_toml, resolve, values_of
 from poise.console import Screen, inert
 from poise.diffusion.multistep import SOLVERS
 from poise.errors import UsageError
@@ -20,7 +20,7 @@ from poise.sampling import (
     write_choice,
 )
 from poise.training.ema import profile_std
-from poise.tuning.ground import at_home, values_of
+from poise.tuning.ground import at_home
 from poise.tuning.plan import Plan
 
 _BEFORE_A_PLAN = ("leader", "journal.log", "journal.log.lock", "lock", "store")

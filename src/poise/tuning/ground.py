@@ -9,7 +9,7 @@ from typing import Any
 
 from poise.artifacts import DataFacts, RunDir, read_json, write_json
 from poise.budget import GRID_IMAGES, Clock, measure, settle
-from poise.config import documented, from_toml, preset_named, resolve
+from poise.config import from_toml, preset_named, resolve, values_of
 from poise.console import Screen
 from poise.data.dataset import Dataset
 from poise.data.settling import settle_data
@@ -213,11 +213,6 @@ def trained_settings(plan: Plan, settings: Mapping[str, Any]) -> dict[str, Any]:
         return dict(settings)
     at_own_width = trial_config(replace(plan, width=None), settings, plan.images, plan.seed)
     return {**settings, "training.lr": at_own_width.training.lr}
-
-
-def values_of(config: Config) -> dict[str, Any]:
-    """The value of every setting by its dotted name."""
-    return {key: value for key, value, _ in documented(config)}
 
 
 def failure(error: BaseException) -> str:

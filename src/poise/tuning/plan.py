@@ -10,6 +10,7 @@ from poise.artifacts import read_json, write_json
 from poise.errors import ArtifactError
 from poise.tuning.space import Space
 
+VALIDATION = "validation_error"  # the metric that draws no samples: the proxy itself
 THIRD = 3  # one of so many trials goes on at each rung
 RUNGS = (1 / 9, 1 / 3, 1.0)  # shares of a trial's length at which it is compared
 _SEARCH, _REPEATS = 0.45, 0.25  # shares of the budget; the rest trains the best settings

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poise.artifacts import read_json, write_json
+from poise.config import values_of
 from poise.console import Screen
 from poise.errors import ArtifactError
 from poise.tuning.desk import progress_of
-from poise.tuning.ground import at_home, values_of
+from poise.tuning.ground import at_home
 from poise.tuning.plan import Plan
 from poise.tuning.record import study_record
 from poise.tuning.schedule import ENDED

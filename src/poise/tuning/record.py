@@ -64,7 +64,8 @@ def study_record(
 
 
 def _row(frozen: "FrozenTrial", trial: Trial, plan: Plan) -> dict[str, Any]:
-    at, images = progress_of(frozen), int(progress_of(frozen)["images"])
+    at = progress_of(frozen)
+    images = int(at["images"])
     shares = zip(plan.rungs, trial.proxy, strict=False)
     values = None if at["values"] is None else dict(zip(plan.metrics, at["values"], strict=True))
     return {

@@ -16,7 +16,7 @@ from scipy.special import ndtri
 
 from poise.arguments import one_of
 from poise.tuning.plan import THIRD, Plan
-from poise.tuning.schedule import DEFAULT, DIVERGED, REPEAT, Trial
+from poise.tuning.schedule import DEFAULT, DIVERGED, REPEAT, Trial, rank_sums
 from poise.tuning.space import ask, encode
 
 if TYPE_CHECKING:
@@ -58,27 +58,17 @@ def draw(plan: Plan, trials: Sequence[Trial], base: Mapping[str, Any], seed: int
 def standing(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
     """The trials that have shown something, best first; what diverged is last."""
     own = [t for t in trials if t.role != REPEAT and (t.proxy or t.costs or t.state == DIVERGED)]
-    valued = [t for t in own if t.costs]
-    means = {
-        t.number: sum(sum(c < own for c in column) for column, own in _beside(t, valued))
-        for t in valued
-    }
+    ranks = rank_sums([t for t in own if t.costs])
 
     def key(trial: Trial) -> tuple[int, float, int]:
         rung = _merit(trial, own) if trial.role == DEFAULT else trial.rung
         if rung == len(plan.rungs) - 1 and trial.costs:
-            return -rung, float(means[trial.number]), trial.number
+            return -rung, float(ranks[trial.number]), trial.number
         known = rung < len(trial.proxy) and rung >= 0 and math.isfinite(trial.proxy[rung])
         lost = trial.state == DIVERGED or not known
         return (1, 0.0, trial.number) if lost else (-rung, trial.proxy[rung], trial.number)
 
     return sorted(own, key=key)
-
-
-def _beside(trial: Trial, valued: Sequence[Trial]) -> list[tuple[tuple[float, ...], float]]:
-    """For each metric, its values of all trials and that of this one."""
-    columns = zip(*(t.costs for t in valued), strict=True)
-    return list(zip(columns, trial.costs, strict=True))
 
 
 def _merit(trial: Trial, own: Sequence[Trial]) -> int:

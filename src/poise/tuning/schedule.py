@@ -181,13 +181,20 @@ def finalists(trials: Sequence[Trial]) -> tuple[int, ...]:
 def best_of(trials: Sequence[Trial]) -> Trial:
     """The lowest cost; of several metrics, the lowest mean rank among those on the Pareto front."""
     front = [trials[i] for i in pareto([t.costs for t in trials])]
-    columns = list(zip(*(t.costs for t in front), strict=True))
+    ranks = rank_sums(front)
+    return min(front, key=lambda trial: (ranks[trial.number], trial.number))
 
-    def rank_sum(trial: Trial) -> float:
-        pairs = zip(columns, trial.costs, strict=True)
-        return float(sum(sum(cost < own for cost in column) for column, own in pairs))
 
-    return min(front, key=lambda trial: (rank_sum(trial), trial.number))
+def rank_sums(trials: Sequence[Trial]) -> dict[int, int]:
+    """For each trial, by its number, how often another is better, over all metrics."""
+    columns = list(zip(*(t.costs for t in trials), strict=True))
+    return {
+        trial.number: sum(
+            sum(cost < own for cost in column)
+            for column, own in zip(columns, trial.costs, strict=True)
+        )
+        for trial in trials
+    }
 
 
 def pareto(costs: Sequence[Sequence[float]]) -> list[int]:

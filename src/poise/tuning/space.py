@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from poise.config import documented
+from poise.config import values_of
 from poise.errors import UsageError
 from poise.settings import Config
 from poise.tuning.dimension import Dimension, Space, own_value
@@ -60,7 +60,7 @@ def load_space(source: str | Path, base: Config, classes: int = 0) -> Space:
         UsageError: no such space, or something in it that cannot be searched.
     """
     tables = read_tables(source)
-    around = Around(base, {key: value for key, value, _ in documented(base)}, classes, tables.ours)
+    around = Around(base, values_of(base), classes, tables.ours)
     found: dict[str, Dimension] = {}
     remarks: list[str] = []
     for name, table in tables.dimensions.items():

@@ -17,10 +17,9 @@ from poise.sampling import chosen_model
 from poise.tuning.desk import Errand, Outcome
 from poise.tuning.free import search_free, with_free
 from poise.tuning.ground import Ground, failure
-from poise.tuning.plan import images_at
+from poise.tuning.plan import VALIDATION, images_at
 from poise.tuning.schedule import DEFAULT, DIVERGED, FAILED, REPEAT
 
-VALIDATION = "validation_error"
 CHOICES = (*METRICS, VALIDATION)
 _QUIET = Screen(quiet=True)
 _SEVERITY = {"info": 0, "note": 0, "warning": 1, "error": 2, "critical": 3}

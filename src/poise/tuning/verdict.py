@@ -8,7 +8,7 @@ from typing import Any
 from scipy.special import stdtrit
 from scipy.stats import spearmanr
 
-from poise.tuning.plan import Plan
+from poise.tuning.plan import VALIDATION, Plan
 from poise.tuning.schedule import (
     COMPLETE,
     DEFAULT,
@@ -182,7 +182,7 @@ def agreement(trials: Sequence[Trial], plan: Plan) -> float | None:
 
     None for fewer than four trials, and where the proxy itself is the metric.
     """
-    if plan.metrics[0] == "validation_error":
+    if plan.metrics[0] == VALIDATION:
         return None
     rows = [(t.proxy[-1], t.costs[0]) for t in trials if t.role != REPEAT and t.costs and t.proxy]
     if len(rows) < 4 or len({p for p, _ in rows}) < 2 or len({c for _, c in rows}) < 2:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from poise.config import values_of
 from poise.console import Screen
 from poise.errors import Interrupted, TrainingError
 from poise.signals import terminate_as_interrupt
 from poise.tuning.desk import Desk, Errand, Outcome
-from poise.tuning.ground import at_home, open_ground, values_of
+from poise.tuning.ground import at_home, open_ground
 from poise.tuning.plan import read_plan
 from poise.tuning.presence import present
 from poise.tuning.schedule import ENDED, FAILED
