@@ -1,5 +1,6 @@
 """The page of a study shows what was planted in its record, escaped, and at any moment of it."""
 
+import copy
 import html
 import json
 import math
@@ -424,7 +425,7 @@ def _damage(record: Any, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(keys))
         below = record[key]
         if not isinstance(below, dict | list) or data.draw(st.integers(0, 4)) == 0:
-            record[key] = data.draw(JUNK)
+            record[key] = copy.deepcopy(data.draw(JUNK))  # a later damage may go into it
             return
         record = below
 
