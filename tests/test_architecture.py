@@ -44,7 +44,7 @@ LAYERS = [  # imports go down; rooms on one line do not import each other
         "sinks",
     },
     {"diffusion", "models", "data"},
-    {"arguments", "artifacts", "runtime"},
+    {"arguments", "artifacts", "processes", "runtime"},
     {"config"},
     {"settings"},
     {"errors", "presets"},

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from poise.api.doctor import doctor
 from poise.artifacts import RunDir, append_jsonl, save_tensors, write_json
 from poise.errors import DataError, UsageError
+from poise.processes import this_process
 from poise.stability.foreign import log_of, read_log
 from poise.stability.logs import judge
 
@@ -363,9 +364,8 @@ def test_states_of_a_run(tmp_path: Path) -> None:
     process.wait()
     info = json.loads(run.run.read_text()) | {"status": "running"}
     for pid, state in ((os.getpid(), "running"), (process.pid, "killed")):
-        alive = {"pid": pid, "host": os.uname().nodename}
         write_json(run.run, info)
-        write_json(run.alive, alive)
+        write_json(run.alive, this_process() | {"pid": pid})
         assert doctor(run.root)[0]["state"] == state
     assert causes(run)["killed"]["severity"] == "critical"
     run.alive.unlink()

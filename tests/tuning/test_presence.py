@@ -7,8 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
+from poise.processes import this_process
 from poise.tuning.presence import living, present
 
 
@@ -25,15 +24,14 @@ def planted(folder: Path, name: str, *, age: float, **content: object) -> None:
     os.utime(path, (then, then))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="processes are asked by number")
 def test_a_number_decides_here_and_the_clock_elsewhere(tmp_path: Path) -> None:
     done = subprocess.Popen([sys.executable, "-c", "pass"])
     done.wait()
     with present(tmp_path) as me:
-        here = json.loads((tmp_path / f"{me}.json").read_text())["machine"]
-        planted(tmp_path, "killed", age=1, machine=here, pid=done.pid)
-        planted(tmp_path, "slept", age=9999, machine=here, pid=os.getpid())
-        planted(tmp_path, "far", age=20, machine="another", pid=1)
-        planted(tmp_path, "far-and-gone", age=500, machine="another", pid=os.getpid())
+        here, there = this_process(), this_process() | {"machine": "another"}
+        planted(tmp_path, "killed", age=1, **here | {"pid": done.pid})
+        planted(tmp_path, "slept", age=9999, **here)
+        planted(tmp_path, "far", age=20, **there)
+        planted(tmp_path, "far-and-gone", age=500, **there)
         (tmp_path / "rubbish.json").write_text("{")
         assert living(tmp_path, me) == {me, "slept", "far"}

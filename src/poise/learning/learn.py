@@ -4,8 +4,6 @@ A session ends when the run is over, or when a repair needs the stream of batche
 """
 
 import math
-import os
-import platform
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from poise.learning.lead import Lead, leading
 from poise.learning.repair import Rate, Repairer
 from poise.learning.session import Quarantine, Tamper
 from poise.learning.watch import Watch
+from poise.processes import this_process
 from poise.sampling import write_choice
 from poise.scoring import scoring_seconds
 from poise.scoring.snapshots import Watcher
@@ -100,7 +99,7 @@ def _learn(training: Training) -> int:
     job, screen = training.job, training.screen
     state, journal, total = training.state, training.journal, training.goal
     killed = job.run.alive.exists()
-    write_json(job.run.alive, {"pid": os.getpid(), "host": platform.node()})
+    write_json(job.run.alive, this_process())
     if journal.restore():
         log_event(job.run, state.images_seen, "info", "resumed", "The run was resumed here.")
         screen.say(f"resumed at {state.images_seen:,} images")

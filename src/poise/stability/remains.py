@@ -12,6 +12,7 @@ import torch
 
 from poise.artifacts import RunDir, load_tensors, read_json
 from poise.errors import ArtifactError, PoiseError
+from poise.processes import is_running
 from poise.report.words import is_number, listed, number, plural
 from poise.stability.finding import Finding
 
@@ -32,13 +33,11 @@ def state_of(run: RunDir, about: Row) -> str:
     status = str(about.get("status"))
     if status != "running":
         return status if status in ("finished", "interrupted", "failed", "stopped") else "unknown"
-    process = _process(run)
-    if isinstance(process, dict) and process.get("host") == os.uname().nodename:
-        pid = process.get("pid")
-        if isinstance(pid, int) and not isinstance(pid, bool) and 0 < pid < 2**31:
-            return "running" if _alive(pid) else "killed"
-    newest = max((p.stat().st_mtime for p in run.root.glob("*.json*")), default=0.0)
-    return "running" if time.time() - newest < _QUIET else "killed"
+    runs = is_running(_process(run))
+    if runs is None:
+        newest = max((p.stat().st_mtime for p in run.root.glob("*.json*")), default=0.0)
+        runs = time.time() - newest < _QUIET
+    return "running" if runs else "killed"
 
 
 def _process(run: RunDir) -> Any:
@@ -188,13 +187,3 @@ def _row(line: bytes) -> Row | None:
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and is_number(row.get("images_seen")) else None
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

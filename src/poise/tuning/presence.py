@@ -2,7 +2,6 @@
 
 import os
 import platform
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from threading import Event, Thread
 
 from poise.artifacts import read_json, write_json
 from poise.errors import ArtifactError
+from poise.processes import is_running, this_process
 
 _EVERY = 5.0  # seconds between two touches
 _DEAD = 120.0  # seconds without one after which a worker of another machine is given up
@@ -21,7 +21,7 @@ def present(folder: Path) -> Iterator[str]:
     """While the block runs this process counts as living; yields its name."""
     name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     path = folder / f"{name}.json"
-    write_json(path, {"machine": _machine(), "pid": os.getpid()})
+    write_json(path, this_process())
     over = Event()
 
     def beat() -> None:
@@ -52,28 +52,7 @@ def living(folder: Path, me: str) -> set[str]:
 def _lives(path: Path, now: float) -> bool:
     try:
         raw = read_json(path)
-        if raw["machine"] == _machine() and sys.platform != "win32":
-            return _runs(int(raw["pid"]))  # also one that slept for hours
-        return now - path.stat().st_mtime <= _DEAD
-    except (OSError, ArtifactError, KeyError, TypeError, ValueError):
+        here = is_running(raw)  # also one that slept for hours
+        return now - path.stat().st_mtime <= _DEAD if here is None else here
+    except (OSError, ArtifactError):
         return False
-
-
-def _machine() -> str:
-    """What processes have in common that see each other's numbers; names repeat in containers."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # not Linux
-        return f"{platform.node()} {uuid.getnode()}"
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process of this machine is there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's, so another one with the same number
-        return False
-    return True
