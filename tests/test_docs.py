@@ -17,6 +17,7 @@ import poise
 from poise import api, arguments
 from poise.cli import app
 from poise.config import parse_overrides, resolve
+from poise.tuning.space import load_space
 
 ROOT = Path(__file__).parent.parent
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
@@ -27,9 +28,14 @@ PAGES = [
 TINY = {
     "model__channels": 8,
     "model__channels_per_head": 8,
+    "model__channel_mult": [1],
     "training__batch": 32,
     "cadence__checkpoints": 1,
     "cadence__snapshots": 1,
+    "cadence__validations": 1,
+    "cadence__grids": 1,
+    "cadence__evaluations": 0,
+    "stability__preflight": False,
     "validation__images": 8,
     "sampling__steps": 2,
     "evaluation__samples": 10,
@@ -64,9 +70,11 @@ def tiny_train(source: Any, *, run: Any, resume: bool = False, **settings: Any) 
 
 
 def tiny_tune(source: Any, *, run: Any, **given: Any) -> tuple[dict[str, Any], Path]:
-    """`poise.tune` with two trials of almost nothing; a budget of the document is checked."""
+    """`poise.tune` with two trials of almost nothing; budget and space are checked."""
     arguments.parse_duration(given.pop("budget"))
-    small = {"trials": 2, "images": 64, "seeds": 1, "quiet": True}
+    load_space(given.pop("space"), resolve(None, {}))
+    Path("one-rung.toml").write_text("training.lr = true\n[study]\nrungs = [1]\n", "utf-8")
+    small = {"space": "one-rung.toml", "trials": 2, "images": 64, "seeds": 1, "quiet": True}
     return api.tune(source, run=run, **{**given, **small, **TINY})
 
 

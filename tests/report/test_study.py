@@ -18,7 +18,7 @@ from poise.artifacts import write_json
 from poise.errors import ArtifactError
 from poise.report import page, studyfigures, studymaps
 from poise.report.study import study_section, write_study
-from poise.report.studyrecord import read_study
+from poise.report.studyrecord import LOST, read_study
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e"
 IMAGES = 120_000
@@ -289,6 +289,38 @@ def test_parallel_lines_lead_from_the_setting_to_the_value() -> None:
     planted = (math.log10(rates[0]) - ends[0]) / (ends[1] - ends[0])
     assert best["y"][0] == pytest.approx(planted, rel=1e-5)
     assert min(values) == values[0]
+
+
+def test_where_most_trials_were_stopped_settings_are_shown_by_what_all_have(tmp_path: Path) -> None:
+    record = study()
+    assert read_study(record).telling == read_study(record).metrics[0]
+    for row in record["trials"][1:36]:
+        if row["state"] == "complete" and row["number"] > 8:
+            row |= {"state": "stopped", "values": None, "proxy": row["proxy"][:1]}
+    record["trials"][3] |= {"state": "stopped", "values": None, "proxy": [[RUNGS[0], 9.0]]}
+    found = read_study(record)
+    rate = next(d for d in found.dimensions if d.name == "training.lr")
+    drawn = {t["name"]: t for t in studyfigures.slices(found, rate, found.telling)["data"]}
+    first = {t.settings["training.lr"]: t.proxy[0][1] for t in found.searched if t.proxy}
+    pairs = list(zip(drawn["trial"]["x"], drawn["trial"]["y"], strict=True))
+    assert len(pairs) > 25
+    assert all(first[x] == pytest.approx(y, rel=1e-4) for x, y in pairs if x in first)
+    far = found.trials[3].settings["training.lr"]
+    assert all(x != pytest.approx(far, rel=1e-4) for x, _ in pairs)
+    assert far in [pytest.approx(x, rel=1e-4) for n in LOST if n in drawn for x in drawn[n]["x"]]
+    high = studyfigures.proxies(found)["layout"]["yaxis"]["range"][1]
+    assert high < math.log10(math.exp(9.0))
+    told = words(read(write(tmp_path, record)))
+    assert "Validation error after the first stretch of each trial over one setting" in told
+    assert "From the settings to validation error after the first stretch" in told
+
+
+def test_samples_are_drawn_from_the_trial_where_there_is_no_last_training(tmp_path: Path) -> None:
+    record = study()
+    record["best"]["folder"] = "trials/0011"
+    told = words(read(write(tmp_path, record)))
+    assert "the trial that was trained so" in told
+    assert "poise sample RUN/trials/0011 --out samples" in told and "RUN/best" not in told
 
 
 def test_two_metrics_have_a_front() -> None:

@@ -224,7 +224,10 @@ def test_a_signal_to_the_whole_group_reaches_each_worker_once(
 ) -> None:
     with parent_of_two(tmp_path) as parent:
         os.killpg(parent.pid, number)  # as a terminal does
-        assert parent.communicate(timeout=30)[0] == "interrupted\n"
+        try:
+            assert parent.communicate(timeout=30)[0] == "interrupted\n"
+        finally:
+            parent.kill()
     saved = [(tmp_path / f"patient{n}-saved").read_text() for n in (1, 2)]
     assert saved == ["SIGTERM", "SIGTERM"]
     assert not any(map(running, pids(tmp_path, "patient1", "patient2")))

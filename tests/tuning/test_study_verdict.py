@@ -89,11 +89,11 @@ def test_too_few_trials_tell_no_importance() -> None:
 
 
 def test_agreement_is_a_rank_correlation() -> None:
-    same = [trial(i, float(i) ** 3, proxy=float(i)) for i in range(6)]
-    against = [trial(i, -float(i), proxy=float(i)) for i in range(6)]
+    same = [trial(i, float(i) ** 3, proxy=float(i)) for i in range(8)]
+    against = [trial(i, -float(i), proxy=float(i)) for i in range(8)]
     assert verdict.agreement(same, PLAN) == pytest.approx(1.0)
     assert verdict.agreement(against, PLAN) == pytest.approx(-1.0)
-    assert verdict.agreement(same[:3], PLAN) is None
+    assert verdict.agreement(same[:7], PLAN) is None
     itself = variant(metrics=("validation_error",))
     assert verdict.agreement(same, itself) is None
 

@@ -145,7 +145,8 @@ def _history(study: Study) -> list[Html]:
 def _proxy(study: Study) -> list[Html]:
     words = (
         "The mean over noise levels of the logarithm of the validation error, as an error; lower "
-        "is better. Trials that look worse are stopped early, and their lines end."
+        "is better. Trials that look worse are stopped early, and their lines end; an error far "
+        "above the others lies outside the figure."
     )
     figure = studyfigures.proxies(study)
     return [
@@ -157,7 +158,10 @@ def _proxy(study: Study) -> list[Html]:
 def _agreement(value: Any) -> str:
     """What the rank correlation of proxy and metric means for trials that were stopped."""
     if not is_number(value):
-        return "Whether the validation error orders trials as the metric does is not known yet."
+        return (
+            "Whether the validation error orders trials as the metric does is not known: too few "
+            "came to their end."
+        )
     known = f" (rank correlation {value:.2f})."
     if value >= _STRONG:
         told = "The validation error orders trials much as the metric does" + known
@@ -174,12 +178,13 @@ def _importance(study: Study) -> list[Html]:
 
 
 def _slices(study: Study) -> list[Html]:
-    metric = study.metrics[0]
+    metric = study.telling
     weight = dict(study.importance)
     order = sorted(study.dimensions, key=lambda dimension: -weight.get(dimension.name, 0.0))
     plots = []
     for dimension in order[:_SLICES]:
-        figure = studyfigures.slices(study, dimension, metric)
+        own = study.metrics[0] if dimension.free else metric
+        figure = studyfigures.slices(study, dimension, own)
         if figure["data"]:
             words = "All that was tried within the trials." if dimension.free else ""
             plots.append(page.plot(dimension.title, figure, words))
@@ -187,13 +192,14 @@ def _slices(study: Study) -> list[Html]:
         return [page.absent("No trial has a value yet.")]
     words = (
         f"{metric.title} of each trial over one setting, the most important setting first. The "
-        f"star is the default. At the lower edge stand trials without a value: {_MARKS}"
+        "star is the default. At the lower edge stand trials without a value, or one far off: "
+        f"{_MARKS}"
     )
     return [page.note(words), Html(f'<div class="pair slices">{page.join(plots)}</div>')]
 
 
 def _together(study: Study) -> list[Html]:
-    metric = study.metrics[0]
+    metric, telling = study.metrics[0], study.telling
     parts = []
     heat = studymaps.cells(study, metric)
     if heat is not None:
@@ -209,8 +215,9 @@ def _together(study: Study) -> list[Html]:
         "setting that its trial did not have. Where the lines of the best fifth gather, the "
         "setting matters."
     )
-    figure = studymaps.parallel(study, metric)
-    return [*parts, page.plot(f"From the settings to {metric.title}", figure, words)]
+    figure = studymaps.parallel(study, telling)
+    title = telling.title[:1].lower() + telling.title[1:] if telling != metric else telling.title
+    return [*parts, page.plot(f"From the settings to {title}", figure, words)]
 
 
 def _lost(study: Study) -> list[Html]:

@@ -69,8 +69,7 @@ def what_to_set(study: Study) -> list[Html]:
         *table(study),
         page.paragraph(words),
         page.code(" \\\n  ".join(lines)),
-        page.paragraph("To draw samples from the final run of this study:"),
-        page.code(_sample_command(study)),
+        *_sample_command(study),
     ]
 
 
@@ -84,7 +83,11 @@ def _sampling(study: Study) -> Row:
     return {name: value for name, value in free.items() if name.startswith("sampling.")}
 
 
-def _sample_command(study: Study) -> str:
+def _sample_command(study: Study) -> list[Html]:
+    """How to draw samples, from the last training or from the trial itself."""
+    folder = study.best.get("folder")
+    if not isinstance(folder, str):
+        return []
     free = section(study.best, "free")
     options = [
         (option, free[name])
@@ -97,7 +100,12 @@ def _sample_command(study: Study) -> str:
         if free.get(name) is not None
     ]
     words = [f"{option} {_word(str(value).removeprefix('ema_'))}" for option, value in options]
-    return " \\\n  ".join(["poise sample RUN/best --out samples", *words])
+    first = f"poise sample {_word(f'RUN/{folder}')} --out samples"
+    what = "the final run" if folder == "best" else "the trial that was trained so"
+    return [
+        page.paragraph(f"To draw samples from {what}, in the folder RUN of this study:"),
+        page.code(" \\\n  ".join([first, *words])),
+    ]
 
 
 def table(study: Study) -> list[Html]:
@@ -110,7 +118,7 @@ def table(study: Study) -> list[Html]:
     changed = [row for row in rows if row[1] != row[2]]
     kept = [(name, was, "as it is") for name, was, now in rows if was == now]
     whole = [(visible(name, 80), was, now) for name, was, now in changed + kept]
-    return [page.table(("Setting", "Preset", "Best"), whole, "ttt")] if whole else []
+    return [page.table(("Setting", "Default", "Best"), whole, "ttt")] if whole else []
 
 
 def bars(study: Study) -> list[Html]:

@@ -1,5 +1,6 @@
 """Figures of a study: history, slices, proxy curves, importance, repeats, Pareto front."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,7 +20,17 @@ from poise.report.figures import (
 )
 from poise.report.folder import items, section
 from poise.report.page import visible
-from poise.report.studyrecord import LOST, Dimension, Metric, Study, Trial, shown, spread, wide
+from poise.report.studyrecord import (
+    LOST,
+    Dimension,
+    Metric,
+    Study,
+    Trial,
+    shown,
+    spread,
+    wide,
+    within_reach,
+)
 from poise.report.words import count, is_number, number
 
 _BLUE, _RED, _AMBER, _PINK = "#4a7fb5", "#c0392b", "#c98a1b", "#c2457f"
@@ -127,7 +138,10 @@ def proxies(study: Study) -> Figure:
     x = axis_of(Axis(IMAGES.title, log=True, images=True), seen)
     if len(seen) <= TICKS:
         x |= {"tickvals": seen, "ticktext": [count(at) for at in seen]}
-    y = axis_of(Axis("validation error", log=True), errors)
+    near = within_reach(errors)
+    y = axis_of(Axis("validation error", log=True), near)
+    if len(near) < len(errors):  # one that ran away would leave the others no room
+        y["range"] = [math.log10(0.95 * min(near)), math.log10(1.05 * max(near))]
     return {"data": data, "layout": layout_of(x, y, legend=True) | {"hovermode": "closest"}}
 
 
@@ -146,7 +160,8 @@ def importance(study: Study) -> Figure:
         "marker": {"color": _BLUE},
     }
     x = {**axis_of(Axis("share of the variance"), []), "tickformat": ".0%", "rangemode": "tozero"}
-    layout = layout_of(x, {**axis_of(Axis(""), []), "type": "category"}, legend=False)
+    y = {**axis_of(Axis(""), []), "type": "category", "dtick": 1}
+    layout = layout_of(x, y, legend=False)
     layout["margin"] = {**layout["margin"], "l": 12, "r": 44}
     return {"data": [bars] if drawn else [], "layout": layout}
 

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 from poise.report import metrics
@@ -14,6 +15,8 @@ from poise.report.words import is_number, plain
 LOST = ("stopped", "diverged", "failed")  # states that end without a value
 _LARGEST_EXPONENT = 300.0  # of an error that is drawn
 _WIDE = 20.0  # largest over smallest from which an axis is logarithmic
+_FAR = 3.0  # times the median error from which a trial would leave the others no room
+_FIRST = "validation error after the first stretch"
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,13 @@ class Study:
     def trained(self) -> list[Dimension]:
         return [dimension for dimension in self.dimensions if not dimension.free]
 
+    @property
+    def telling(self) -> Metric:
+        """The first metric, or where most trials were stopped what all of them have."""
+        metric = self.metrics[0]
+        known, early = ([t for t in self.searched if n in t.values] for n in (metric.name, _FIRST))
+        return metric if 2 * len(known) > len(early) else Metric(_FIRST, lower=True)
+
     def ranked(self, metric: Metric) -> list[Trial]:
         """The trials with a value, best first."""
         valued = [trial for trial in self.searched if metric.name in trial.values]
@@ -137,7 +147,7 @@ def read_study(record: Row) -> Study:
             for i, name in enumerate(names or ["validation_error"])
         ],
         [_dimension(name, section(space, name)) for name in space],
-        [_trial(row, i) for i, row in enumerate(rows)],
+        _with_first([_trial(row, i) for i, row in enumerate(rows)]),
         sorted(shares, key=lambda pair: -pair[1]),
     )
 
@@ -164,6 +174,22 @@ def spread(values: Sequence[float]) -> float:
     """Largest over smallest; 0 where no logarithmic axis can show both."""
     ratio = max(values) / min(values) if values and min(values) > 0 else 0.0
     return ratio if math.isfinite(ratio) else 0.0
+
+
+def _with_first(trials: list[Trial]) -> list[Trial]:
+    """The same with the error after the first stretch among the values, but for what was stopped far off."""
+    near = set(within_reach([trial.proxy[0][1] for trial in trials if trial.proxy]))
+    return [
+        replace(trial, values={**trial.values, _FIRST: trial.proxy[0][1]})
+        if trial.proxy and (trial.state not in LOST or trial.proxy[0][1] in near)
+        else trial
+        for trial in trials
+    ]
+
+
+def within_reach(errors: Sequence[float]) -> list[float]:
+    """Those that one figure can show beside each other."""
+    return [error for error in errors if error <= _FAR * median(errors)]
 
 
 def _dimension(name: str, row: Row) -> Dimension:

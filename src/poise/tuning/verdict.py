@@ -24,6 +24,7 @@ from poise.tuning.space import Space
 
 _FEWEST = 6  # trials from which the importance of settings is told
 _SMALL = 0.05  # share of the variance below which a setting did not matter
+_AGREEING = 8  # trials from which a rank correlation says anything
 _LEVEL = 0.95
 
 
@@ -180,12 +181,12 @@ def _as_numbers(
 def agreement(trials: Sequence[Trial], plan: Plan) -> float | None:
     """Rank correlation of the last proxy with the cost of the first metric.
 
-    None for fewer than four trials, and where the proxy itself is the metric.
+    None for fewer than eight trials, and where the proxy itself is the metric.
     """
     if plan.metrics[0] == VALIDATION:
         return None
     rows = [(t.proxy[-1], t.costs[0]) for t in trials if t.role != REPEAT and t.costs and t.proxy]
-    if len(rows) < 4 or len({p for p, _ in rows}) < 2 or len({c for _, c in rows}) < 2:
+    if len(rows) < _AGREEING or len({p for p, _ in rows}) < 2 or len({c for _, c in rows}) < 2:
         return None
     return float(spearmanr([p for p, _ in rows], [c for _, c in rows]).statistic)
 
