@@ -2,9 +2,9 @@
 
     python scripts/tuning_samplers.py SOURCE OUT --seeds 1 2 3 [--set data.resolution=8]
 
-Each study ends with the best settings and the preset trained on three fresh seeds; their mean is
-what is compared, since the value that made a trial the best is partly luck. A study that is
-finished is not run again; an interrupted one goes on.
+Each study ends with the best settings and the preset trained on fresh seeds; their mean is what is
+compared, since the value that made a trial the best is partly luck. A study that is finished is not
+run again; an interrupted one goes on.
 """
 
 import argparse
@@ -25,8 +25,8 @@ def main() -> None:
     words.add_argument("out", type=Path)
     words.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     words.add_argument("--samplers", nargs="+", default=list(SAMPLERS))
-    words.add_argument("--space", default="quick")
-    words.add_argument("--trials", type=int, default=27)
+    words.add_argument("--space", default=str(Path(__file__).with_suffix(".toml")))
+    words.add_argument("--trials", type=int, default=36)
     words.add_argument("--images", default="6k")
     words.add_argument("--set", dest="pairs", action="append", default=[])
     given = words.parse_args()
@@ -71,7 +71,7 @@ def told(record: dict[str, Any]) -> str:
 def table(out: Path) -> None:
     """A line for each sampler: mean over the studies, and each of them."""
     for sampler in SAMPLERS:
-        records = [read_json(p / "study.json") for p in sorted(out.glob(f"{sampler}-*"))]
+        records = [read_json(p) for p in sorted(out.glob(f"{sampler}-*/study.json"))]
         rows = [means(record) for record in records if record["status"] == "finished"]
         if rows:
             each = ", ".join(f"{best:.3f}" for best, _ in rows)

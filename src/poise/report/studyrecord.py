@@ -177,7 +177,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def _with_first(trials: list[Trial]) -> list[Trial]:
-    """The same with the error after the first stretch among the values, but for what was stopped far off."""
+    """The same with the error after the first stretch as a value, unless it was stopped far off."""
     near = set(within_reach([trial.proxy[0][1] for trial in trials if trial.proxy]))
     return [
         replace(trial, values={**trial.values, _FIRST: trial.proxy[0][1]})
