@@ -173,7 +173,7 @@ def test_a_paused_trial_is_the_one_that_was_never_stopped(tmp_path: Path) -> Non
     whole = open_ground(plan, tmp_path / "c", Screen(quiet=True))
     job = whole.prepared(3, {"training.lr": 0.02}, 0)
     learn(job, Screen(quiet=True))
-    assert proxy_of(job.run, 288) == ends["a"][1][-1]
+    assert proxy_of(job.run, 288, job.facts.sigma_data) == ends["a"][1][-1]
     last = job.run.snapshot_files()[-1]
     assert not tiny._tensors_differ(
         last, tmp_path / "a" / "trials" / "0003" / "snapshots" / last.name

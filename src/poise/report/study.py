@@ -144,9 +144,9 @@ def _history(study: Study) -> list[Html]:
 
 def _proxy(study: Study) -> list[Html]:
     words = (
-        "The mean over noise levels of the logarithm of the validation error, as an error; lower "
-        "is better. Trials that look worse are stopped early, and their lines end; an error far "
-        "above the others lies outside the figure."
+        "The mean over middle noise levels of the logarithm of the validation error, as an error; "
+        "lower is better. Trials that look worse are stopped early, and their lines end; an error "
+        "far above the others lies outside the figure."
     )
     figure = studyfigures.proxies(study)
     return [

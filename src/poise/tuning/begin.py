@@ -203,8 +203,10 @@ def _pace(
 
 def _study(request: Request, base: Config, facts: DataFacts) -> dict[str, Any]:
     """What the user asked for, else what the space file proposes, else the usual."""
-    data = base.data.model_copy(update={"resolution": facts.resolution})
-    base = base.model_copy(update={"data": data})
+    known: dict[str, Any] = {"resolution": facts.resolution}
+    if base.data.augment == "auto":  # which is no choice of its own: the images decide it
+        known["augment"] = "none"
+    base = base.model_copy(update={"data": base.data.model_copy(update=known)})
     space = _space(request, base, len(facts.label_names))
     asked = {
         "sampler": request.sampler,

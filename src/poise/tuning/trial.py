@@ -2,7 +2,7 @@
 
 import gc
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from poise.artifacts import RunDir, read_jsonl, write_json
@@ -21,6 +21,7 @@ from poise.tuning.plan import VALIDATION, images_at
 from poise.tuning.schedule import DEFAULT, DIVERGED, FAILED, REPEAT
 
 CHOICES = (*METRICS, VALIDATION)
+_MIDDLE = (0.2, 20.0)  # noise levels that the proxy hears, over sigma_data
 _QUIET = Screen(quiet=True)
 _SEVERITY = {"info": 0, "note": 0, "warning": 1, "error": 2, "critical": 3}
 
@@ -48,7 +49,7 @@ class Trials:
             for rung in range(errand.reached + 1, errand.rung + 1):
                 until = images_at(plan, images, rung)
                 seen = learn(job, _QUIET, until=until)
-                proxies.append(proxy_of(job.run, until))
+                proxies.append(proxy_of(job.run, until, job.facts.sigma_data))
                 if not math.isfinite(proxies[-1]):
                     raise TrainingError("The error on held-out images is no longer finite.")
             if errand.rung == len(plan.rungs) - 1:
@@ -93,7 +94,7 @@ class Trials:
         free: dict[str, Any] = dict(errand.free)
         tried: list[dict[str, Any]] = []
         images = job.config.training.images
-        found = {VALIDATION: math.exp(proxy_of(job.run, images))}
+        found = {VALIDATION: math.exp(proxy_of(job.run, images, job.facts.sigma_data))}
         if set(plan.metrics) - {VALIDATION}:
             base = chosen_model(job.run)
             if errand.role not in (DEFAULT, REPEAT):
@@ -118,25 +119,29 @@ class Trials:
         return self._judges[count]
 
 
-def proxy_of(run: RunDir, images: int) -> float:
-    """Mean over noise levels of ln(error on held-out images), lowest over the sets of weights.
+def proxy_of(run: RunDir, images: int, sigma_data: float) -> float:
+    """Mean over middle noise levels of ln(error on held-out images), lowest over sets of weights.
 
     The logarithm gives each level the same voice: a tenth less error counts the same everywhere.
+    Errors at other levels, where next to nothing is hidden or next to all, told little of what
+    samples are worth, see docs/experiments.md. Without a middle level all count.
 
     Args:
         run: the run of a trial.
         images: images seen, up to which the last validation counts.
+        sigma_data: standard deviation of the images, the unit of `_MIDDLE`.
     """
     rows = [row for row in read_jsonl(run.log("validation")) if row["images_seen"] <= images]
     last = [row for row in rows if row["images_seen"] == rows[-1]["images_seen"]]
-    return min((_mean_log(row) for row in last), default=math.nan)
+    return min((_mean_log(row["bands"], sigma_data) for row in last), default=math.nan)
 
 
-def _mean_log(row: Mapping[str, Any]) -> float:
-    losses = [float(band["loss"]) for band in row["bands"]]
-    if not all(math.isfinite(loss) and loss > 0 for loss in losses):
+def _mean_log(bands: Sequence[Mapping[str, float]], sigma_data: float) -> float:
+    if not all(math.isfinite(band["loss"]) and band["loss"] > 0 for band in bands):
         return math.nan
-    return sum(math.log(loss) for loss in losses) / len(losses)
+    low, high = (share * sigma_data for share in _MIDDLE)
+    middle = [band for band in bands if low <= band["sigma"] <= high] or bands
+    return sum(math.log(band["loss"]) for band in middle) / len(middle)
 
 
 def diagnosis(run: RunDir) -> str:
