@@ -105,7 +105,11 @@ class Formula:
 
 
 def run(
-    root: Path, plan: Plan = PLAN, objective: Formula | None = None, storage: Any = None
+    root: Path,
+    plan: Plan = PLAN,
+    objective: Formula | None = None,
+    storage: Any = None,
+    base: dict[str, Any] = BASE,
 ) -> tuple[optuna.Study, Formula]:
     """A whole study in this process."""
     storage = storage or optuna.storages.InMemoryStorage()
@@ -117,7 +121,7 @@ def run(
     )
     objective = objective or Formula(plan)
     with present(root / "workers") as me:
-        serve(Desk(study, plan, BASE, root, me), objective)
+        serve(Desk(study, plan, base, root, me), objective)
     return study, objective
 
 

@@ -1,6 +1,8 @@
 """The driver of a study against known optima, and against Optuna's own loop."""
 
+import math
 import statistics
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,18 @@ from studies import BASE, OPTIMUM, PLAN, SPACE, Formula, bowl, run, variant
 from poise.runtime import seed_at
 from poise.tuning import verdict
 from poise.tuning.desk import Errand, Outcome, progress_of, trial_of
-from poise.tuning.schedule import best_of, pareto
-from poise.tuning.space import ask, grid
+from poise.tuning.dimension import Dimension
+from poise.tuning.samplers import draw
+from poise.tuning.schedule import Trial, best_of, pareto
+from poise.tuning.space import Space, ask, grid
+from poise.tuning.storage import open_storage
 
 RUNGS = (1 / 9, 1 / 3, 1.0)
-THEIRS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+THEIRS = {
+    "gp": optuna.samplers.GPSampler,
+    "tpe": optuna.samplers.TPESampler,
+    "random": optuna.samplers.RandomSampler,
+}
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -47,7 +56,7 @@ def test_a_gaussian_process_finds_the_bowl_too(tmp_path: Path) -> None:
     assert lowest(study) < 0.3 < bowl(BASE)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", pytest.param("gp", marks=pytest.mark.slow)])
 def test_regret_is_that_of_optuna_alone(tmp_path: Path, sampler: str) -> None:
     """Twelve seeds, 30 trials: the mean regrets differ by less than three standard errors."""
     ours, theirs = [], []
@@ -132,6 +141,46 @@ def test_what_diverged_teaches_and_what_failed_does_not_end_the_study(tmp_path: 
         told = [progress_of(t)["diagnosis"] for t in study.trials]
         assert all(t.state != "diverged" or told[t.number] == "planted" for t in found)
     assert sum(high) / len(high) < 0.12  # drawn at random, a quarter of them would lie there
+
+
+def test_settings_that_fail_are_not_drawn_again_and_again(tmp_path: Path) -> None:
+    """What is best by a model of the others fails at once, and leaves no error behind."""
+
+    def ends(errand: Errand) -> str:
+        bad = errand.settings["training.decay"] == "cosine" and errand.settings["training.lr"] < 0.1
+        return "failed" if bad and errand.role != "default" else ""
+
+    study, _ = run(tmp_path, variant(sampler="gp", trials=24), Formula(ends=ends))
+    later = [t for t in trials(study) if t.number >= 12]
+    assert sum(t.state == "failed" for t in later) < 6
+    assert len({str(t.settings) for t in later}) == len(later)
+
+
+@pytest.mark.parametrize("sampler", ["gp", "tpe"])
+def test_workers_that_draw_at_once_draw_apart(sampler: str) -> None:
+    plan = variant(sampler=sampler)
+    known = [
+        Trial(i, "search", "stopped", 0, (bowl(point),), settings=point)
+        for i, point in enumerate(grid(SPACE, BASE)[::5])
+    ]
+    drawn: list[dict[str, Any]] = []
+    for seed in (11, 12, 13, 14):
+        begun = [
+            Trial(len(known) + i, "search", "running", claimed=True, settings=point)
+            for i, point in enumerate(drawn)
+        ]
+        drawn.append(draw(plan, [*known, *begun], BASE, seed))
+    places = [(math.log10(point["training.lr"]), point["diffusion.P_mean"]) for point in drawn]
+    assert min(math.dist(a, b) for a, b in combinations(places, 2)) > 0.01
+
+
+def test_lists_are_choices_like_any_other(tmp_path: Path) -> None:
+    """What comes back from the journal is a list where a tuple went in."""
+    betas = Dimension("training.betas", "choice", choices=((0.9, 0.99), (0.9, 0.999)))
+    plan = variant(space=Space("lists", (*SPACE.dimensions, betas)), trials=14)
+    base = {**BASE, "training.betas": (0.9, 0.99)}
+    study, _ = run(tmp_path, plan, storage=open_storage(tmp_path, None), base=base)
+    assert {tuple(t.settings["training.betas"]) for t in trials(study)} == {*betas.choices}
 
 
 def test_repeats_pair_the_best_with_the_default(tmp_path: Path) -> None:

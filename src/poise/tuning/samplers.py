@@ -4,7 +4,8 @@ Few trials of a study come to their end, and an error after a ninth of a trainin
 with one after all of it. So trials are put into one order: who reached a higher rung stands before
 who did not, and on one rung the lower error does; at the end the metrics decide. A sampler is shown
 the normal scores of that order (Blom 1958), which no outlier can spoil, and learns from a trial as
-soon as that has reached its first rung. Samplers keep nothing between draws but their random
+soon as that has reached its first rung. A trial that runs and has shown nothing yet is told as a
+middling one, so that several workers do not draw the same settings. Samplers keep nothing between draws but their random
 numbers, which follow here from the seed of the study and the number of the trial.
 """
 
@@ -16,7 +17,7 @@ from scipy.special import ndtri
 
 from poise.arguments import one_of
 from poise.tuning.plan import THIRD, Plan
-from poise.tuning.schedule import DEFAULT, DIVERGED, REPEAT, Trial, rank_sums
+from poise.tuning.schedule import DEFAULT, LOST, REPEAT, RUNNING, Trial, rank_sums
 from poise.tuning.space import ask, encode
 
 if TYPE_CHECKING:
@@ -47,17 +48,19 @@ def draw(plan: Plan, trials: Sequence[Trial], base: Mapping[str, Any], seed: int
 
     view = optuna.create_study(sampler=sampler_for(plan.sampler, seed))
     order = standing(plan, trials)
-    for place, trial in enumerate(order):
+    scores = [float(ndtri((i + 0.625) / (len(order) + 0.25))) for i in range(len(order))]
+    begun = [t for t in trials if t.role != REPEAT and t.state == RUNNING and t not in order]
+    for trial, score in [*zip(order, scores, strict=True), *((t, 0.0) for t in begun)]:
         view.enqueue_trial(encode(plan.space, trial.settings))
         told = view.ask()
         ask(plan.space, told, base)
-        view.tell(told, float(ndtri((place + 0.625) / (len(order) + 0.25))))
+        view.tell(told, score)
     return ask(plan.space, view.ask(), base)
 
 
 def standing(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that have shown something, best first; what diverged is last."""
-    own = [t for t in trials if t.role != REPEAT and (t.proxy or t.costs or t.state == DIVERGED)]
+    """The trials that have shown something, best first; what diverged or failed is last."""
+    own = [t for t in trials if t.role != REPEAT and (t.proxy or t.costs or t.state in LOST)]
     ranks = rank_sums([t for t in own if t.costs])
 
     def key(trial: Trial) -> tuple[int, float, int]:
@@ -65,7 +68,7 @@ def standing(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
         if rung == len(plan.rungs) - 1 and trial.costs:
             return -rung, float(ranks[trial.number]), trial.number
         known = rung < len(trial.proxy) and rung >= 0 and math.isfinite(trial.proxy[rung])
-        lost = trial.state == DIVERGED or not known
+        lost = trial.state in LOST or not known
         return (1, 0.0, trial.number) if lost else (-rung, trial.proxy[rung], trial.number)
 
     return sorted(own, key=key)

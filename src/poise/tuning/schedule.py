@@ -15,7 +15,8 @@ from poise.tuning.plan import THIRD, Plan
 DEFAULT, SEARCH, REPEAT = "default", "search", "repeat"
 RUNNING, PAUSED = "running", "paused"
 COMPLETE, STOPPED, DIVERGED, FAILED = "complete", "stopped", "diverged", "failed"
-ENDED = frozenset((COMPLETE, STOPPED, DIVERGED, FAILED))
+LOST = frozenset((DIVERGED, FAILED))  # ended without a value, through settings of its own
+ENDED = LOST | {COMPLETE, STOPPED}
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def decode(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _encoded(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, tuple) else value
+    return json.dumps(value) if isinstance(value, tuple | list) else value
 
 
 def _decoded(dimension: Dimension, value: Any) -> Any:
