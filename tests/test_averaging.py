@@ -16,6 +16,7 @@ from poise.averaging import (
     as_snapshot,
     averaged,
     good_widths,
+    keep,
     reconstruct,
     reconstruct_many,
     write,
@@ -26,7 +27,7 @@ from poise.data.batches import Batch
 from poise.errors import ArtifactError, UsageError
 from poise.runtime import Runtime
 from poise.training.checkpoint import save_checkpoint, save_snapshot
-from poise.training.ema import PowerEMA
+from poise.training.ema import PowerEMA, profile_name
 from poise.training.loop import TrainState, steps, weights_of
 
 STORED = (0.05, 0.1)
@@ -142,6 +143,22 @@ def test_a_stored_average_is_read_from_the_newest_snapshot_alone(trained: Traine
         found = reconstruct(trained.run, std)
         assert found.snapshots == (END,)
         assert distance(found.tensors, trained.tracked[END][std]) < 1e-7
+
+
+def test_an_average_that_is_kept_outlives_the_other_snapshots(
+    trained: Trained, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(trained.run.root, run.root)
+    found = reconstruct(run, 0.08)
+    keep(run, 0.08)
+    keep(run, 0.08)  # which changes nothing any more
+    for path in run.snapshot_files()[:-1]:
+        path.unlink()
+    state = load_snapshot(run.snapshot_at(END), "ema_0.080").denoiser.state_dict()
+    assert all(torch.equal(state[name], w) for name, w in found.tensors.items())
+    for std in STORED:
+        load_snapshot(run.snapshot_at(END), profile_name(std))
 
 
 def test_an_average_may_end_at_an_earlier_snapshot(trained: Trained) -> None:

@@ -167,6 +167,20 @@ def write(reconstruction: Reconstruction, out: Path) -> None:
     save_tensors(out, tensors, {**newest.meta, "weights": weights, "reconstruction": made})
 
 
+def keep(run: RunDir, std: float) -> None:
+    """Store an average in the newest snapshot, beside what that holds: it outlives the others.
+
+    Raises:
+        UsageError, ArtifactError: as `reconstruct_many`; the disk is full or read-only.
+    """
+    found = reconstruct(run, std)
+    path = run.snapshot_at(found.images_seen)
+    tensors, meta = _load(path)
+    if found.name not in meta["weights"]:
+        tensors |= {f"{found.name}/{k}": v for k, v in found.tensors.items()}
+        save_tensors(path, tensors, {**meta, "weights": [*meta["weights"], found.name]})
+
+
 def _solve(
     run: RunDir, inputs: _Inputs, stds: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

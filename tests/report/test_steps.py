@@ -62,6 +62,32 @@ def test_what_is_good_is_said_beside_what_is_broken(run: RunDir) -> None:
     assert steps.index("poise doctor 'runs/a b'") < steps.index("poise audit 'my photos'")
 
 
+def test_what_a_study_trained_is_gone_on_with_as_a_study(run: RunDir) -> None:
+    """Its command names the folder of the study, and its settings stand in the record."""
+    edit(run.run, command=["poise", "tune", "my photos", "--run", "runs/a b/", "--space", "quick"])
+    write_json(
+        run.root / "tuning.json",
+        {
+            "plan": {"overrides": {"data.resolution": 16}},
+            "best": {
+                "settings": {"training.lr": 0.01, "training.decay": "cosine"},
+                "free": {"weights": "0.1", "sampling.steps": 12},
+            },
+        },
+    )
+    edit(run.run, status="stopped")
+    write_json(run.scores("test"), copier())
+    commands = [step.command for step in steps_of(run) if step.command]
+    assert "poise doctor 'runs/a b/best'" in commands
+    longer = next(command for command in commands if command.startswith("poise train"))
+    head = "poise train 'my photos' --run 'runs/a b-next' --preset nano --set data.resolution=16 "
+    sets = "--set training.lr=0.01 --set training.decay=cosine --set sampling.steps=12 "
+    assert longer.startswith(head + sets)
+    assert not [command for command in commands if "train" in command and "--resume" in command]
+    for command in commands:
+        parses(command)
+
+
 def test_remedies_come_in_the_order_of_weight_and_once(run: RunDir) -> None:
     write_json(run.scores("test"), copier())
     steps = steps_of(run)

@@ -10,12 +10,15 @@ import optuna
 import pytest
 from studies import BASE, OPTIMUM, PLAN, SPACE, Formula, bowl, run, variant
 
+from poise.artifacts import RunDir
 from poise.runtime import seed_at
 from poise.tuning import verdict
-from poise.tuning.desk import Errand, Outcome, progress_of, trial_of
+from poise.tuning.desk import Desk, Errand, Outcome, progress_of, trial_of
 from poise.tuning.dimension import Dimension
+from poise.tuning.plan import trial_folder
+from poise.tuning.presence import present
 from poise.tuning.samplers import draw
-from poise.tuning.schedule import Trial, best_of, pareto
+from poise.tuning.schedule import Draw, Over, Trial, best_of, next_step, pareto
 from poise.tuning.space import Space, ask, grid
 from poise.tuning.storage import open_storage
 
@@ -262,6 +265,61 @@ def test_what_was_put_down_halfway_is_taken_up(tmp_path: Path) -> None:
     assert [dict(e.settings) for e in objective.errands[:2]] == [BASE, OPTIMUM]
     assert [t.state for t in trials(study)] == ["complete"] * 4
     assert lowest(study) == 0.0
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_a_trial_that_kills_its_process_is_given_up(tmp_path: Path, saves: bool) -> None:
+    """Unless it comes further each time, as one does that is killed from outside."""
+    study = optuna.create_study(study_name="formula")
+    plan = variant(trials=4)
+    folder = RunDir(trial_folder(tmp_path, 1)).checkpoints
+    folder.mkdir(parents=True)
+    met, ended = [], list[int]()
+    for death in range(12):
+        with present(tmp_path / "workers") as me:  # and gone without a word
+            desk = Desk(study, plan, BASE, tmp_path, me)
+            errand = desk.next(ended.append)
+            if errand is not None and errand.role == "default":
+                desk.bring_back(errand, Formula(plan)(errand), 1.0)
+                errand = desk.next(ended.append)
+            assert errand is not None
+            met.append(errand.number)
+            if saves:
+                (folder / f"{death:09d}.safetensors").touch()
+    assert met == ([1] * 12 if saves else [1] * 8 + [2] * 4)
+    assert ended == ([] if saves else [1])
+    state = trials(study, plan)[1].state
+    assert state == ("running" if saves else "failed")
+    assert saves or "memory" in progress_of(study.trials[1])["diagnosis"]
+
+
+def test_a_claim_whose_answer_was_lost_is_taken_again(tmp_path: Path) -> None:
+    study = optuna.create_study(study_name="formula")
+    with present(tmp_path / "workers") as me:
+        desk = Desk(study, variant(trials=4), BASE, tmp_path, me)
+        lost, again = desk.next(), desk.next()
+    assert lost is not None and lost == again
+
+
+def test_repeats_end_with_the_budget() -> None:
+    """Trials of a length that the user asked for may be longer than the budget bears."""
+
+    def state(cost: float, repeats: int, workers: int = 1) -> Any:
+        plan = variant(trials=2, seeds=3, budget_seconds=100.0, final=True, workers=workers)
+        known = [
+            Trial(0, "default", "complete", 0, (1.0,), cost=cost, costs=(1.0,)),
+            Trial(1, "search", "complete", 0, (0.5,), cost=cost, costs=(0.5,)),
+        ]
+        more = [
+            Trial(2 + i, "repeat", "complete", 0, (1.0,), 0, False, cost, (1.0,), i % 2, 1 + i // 2)
+            for i in range(repeats)
+        ]
+        return next_step([*known, *more], plan)
+
+    assert state(20, 0) == Draw("repeat", of=0, seed=1)
+    assert state(20, 2) == Draw("repeat", of=0, seed=2)
+    assert state(20, 3) == Over()
+    assert state(20, 3, workers=2) == Draw("repeat", of=1, seed=2)
 
 
 def test_samplers_differ_between_trials() -> None:

@@ -85,7 +85,36 @@ def trial(number: int, *costs: float, proxy: float = 0.0, **more: object) -> Tri
 def test_too_few_trials_tell_no_importance() -> None:
     trials = [trial(i, float(i), settings={"training.lr": 0.01 * (i + 1)}) for i in range(4)]
     assert verdict.importance(trials, SPACE) == {}
-    assert verdict.sentences(PLAN, {}, {}, None, {}, {})[2].endswith("too few trials to tell.")
+    assert "cannot be told" in verdict.sentences(PLAN, {}, {}, None, {}, {})[2]
+
+
+def test_noise_is_no_importance() -> None:
+    """Where errors do not follow from settings, none of these mattered more than another."""
+    told = 0
+    for seed in range(5):
+        draw = random.Random(seed)
+        points = [
+            {
+                "training.lr": 10 ** draw.uniform(-4, 0),
+                "diffusion.P_mean": draw.uniform(-2, 2),
+                "training.batch": draw.randint(8, 256),
+                "training.decay": draw.choice(("constant", "cosine")),
+            }
+            for _ in range(30)
+        ]
+        noise = [draw.gauss(0, 1) for _ in points]
+        trials = [
+            Trial(i, "search", "stopped", 0, (value,), settings=point)
+            for i, (point, value) in enumerate(zip(points, noise, strict=True))
+        ]
+        told += bool(verdict.importance(trials, SPACE))
+        rates = [math.log10(t.settings["training.lr"]) for t in trials]
+        known = [
+            replace(t, proxy=(3 * rate + value,))
+            for t, rate, value in zip(trials, rates, noise, strict=True)
+        ]
+        assert verdict.importance(known, SPACE)["training.lr"] > 0.5
+    assert told <= 1
 
 
 def test_agreement_is_a_rank_correlation() -> None:

@@ -21,7 +21,7 @@ def tune(
     trials: int | None = None,
     budget: str | float | None = None,
     metrics: Sequence[str] = (),
-    workers: int = 1,
+    workers: int | None = None,
     storage: str | None = None,
     resume: bool = False,
     seeds: int | None = None,
@@ -41,17 +41,17 @@ def tune(
         sampler: "gp", "tpe", "random" or "grid"; None: as the space proposes, else gp.
         trials, budget: when the search ends: a number, and wall clock of everything, such as "2h".
         metrics: what decides, on the validation split; several make a Pareto front.
-        workers, engine: processes that search at once, here ("local") or on a cluster ("ray").
+        workers: processes that search at once; None: one, or as many as a resumed study has.
+        engine: where they run: "local", or "ray" for a cluster.
         storage: URL of a database that several machines share; None: a journal in the folder.
         resume: go on with the study in `run`, or help another process with it.
-        seeds: fresh seeds on which the best and the preset are trained again; None: 3.
+        seeds: fresh ones, on which the best and the preset are trained again; None: 3.
         images: what each trial sees at its end, such as "200k"; None: as the budget has it.
         width: channels of the trials, to search on a narrow network and train a wide one.
         quiet: show no progress.
 
     Returns:
         What study.json holds, and the path of the page.
-
     """
     request = Request(
         source=str(source),

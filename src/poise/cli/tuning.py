@@ -29,6 +29,9 @@ _Resume = Annotated[
 _Run = Annotated[
     Path | None, typer.Option(help="The folder of the study. [default: a new one in runs/]")
 ]
+_Workers = Annotated[
+    int | None, typer.Option(help="Processes that search at once. [default: 1, or as it was begun]")
+]
 _Seeds = Annotated[
     int | None, typer.Option(help="Seeds on which best and preset are repeated. [default: 3]")
 ]
@@ -47,7 +50,7 @@ def tune(
     trials: Annotated[int | None, typer.Option(help="At most so many trials.")] = None,
     budget: _Budget = None,
     metric: _Metrics = None,
-    workers: Annotated[int, typer.Option(help="Processes that search at once.")] = 1,
+    workers: _Workers = None,
     storage: _Storage = None,
     resume: _Resume = False,
     run: _Run = None,

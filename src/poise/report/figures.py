@@ -225,7 +225,7 @@ def drawable(value: Any, log: bool) -> float | None:
 def axis_of(axis: Axis, values: Sequence[float | None]) -> Figure:
     """An axis in plotly's words, with ticks that suit these values."""
     shown: Figure = {
-        "title": {"text": axis.title, "standoff": 8},
+        "title": {"text": escape(axis.title), "standoff": 8},
         "type": "log" if axis.log else "linear",
         "gridcolor": _GRID,
         "linecolor": _GRID,

@@ -1,12 +1,14 @@
 """What to do next: the remedies of what was found, then what has not been tried; with commands."""
 
+import json
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from poise.report.finding import WEAK, Finding, worst_first
-from poise.report.folder import Row, RunFiles, items
+from poise.report.folder import Row, RunFiles, items, section
 from poise.report.page import visible
 from poise.report.words import is_number
 
@@ -47,13 +49,24 @@ def next_steps(files: RunFiles, found: Sequence[Finding]) -> list[Step]:
 
 def place(run: Row) -> str:
     """The run folder as its command named it, else `RUN`; quoted for a shell."""
+    folder = _folder(run)
+    return _quoted(f"{folder}/best" if folder != RUN and _of_study(run) else folder)
+
+
+def _folder(run: Row) -> str:
+    """What the command of a run says after --run: its own folder, or that of its study."""
     words = [str(word) for word in items(run, "command")]
     for i, word in enumerate(words):
         if word == "--run" and i + 1 < len(words):
-            return _quoted(words[i + 1])
+            return words[i + 1].rstrip("/\\") or "/"
         if word.startswith("--run="):
-            return _quoted(word.removeprefix("--run="))
+            return word.removeprefix("--run=").rstrip("/\\") or "/"
     return RUN
+
+
+def _of_study(run: Row) -> bool:
+    """Whether a run is the last training of a study."""
+    return items(run, "command")[1:2] == ["tune"]
 
 
 def source_of(run: Row) -> str:
@@ -61,10 +74,11 @@ def source_of(run: Row) -> str:
     return _quoted(str(run.get("source") or "SOURCE"))
 
 
-def again(run: Row, *more: str) -> str:
+def again(run: Row, *more: str, tuning: Row | None = None) -> str:
     """The command of the run for a folder beside its own, with `more` options after it.
 
-    Where these say how many images to see, they take the place of the old length.
+    Where these say how many images to see, they take the place of the old length. Of a study
+    (`tuning`: its record) it is the command that trains what was found.
     """
     length = ("--budget", "--images") if "--images" in more else ()
     rest = iter([str(word) for word in items(run, "command")][2:])
@@ -79,15 +93,29 @@ def again(run: Row, *more: str) -> str:
                 kept += [name, value]
     if items(run, "command")[1:2] != ["train"]:
         kept = ["--preset", str(run["preset"])] if run.get("preset") else []
-    folder = _quoted(shlex.split(place(run))[0].rstrip("/\\") + "-next")
+    kept += [word for pair in _tuned(tuning or {}).items() for word in ("--set", _pair(*pair))]
+    folder = _quoted(_folder(run) + "-next")
     head = ["poise", "train", source_of(run), "--run", folder]
     return " ".join([*head, *[_quoted(word) for word in [*kept, *more]]])
+
+
+def _tuned(record: Row) -> dict[str, Any]:
+    """The settings that a study trained: the user's own, and what it found."""
+    best = section(record, "best")
+    free = {k: v for k, v in section(best, "free").items() if k.startswith("sampling.")}
+    return {**section(section(record, "plan"), "overrides"), **section(best, "settings"), **free}
+
+
+def _pair(name: str, value: Any) -> str:
+    return f"{name}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def _command(files: RunFiles, remedy: str) -> str:
     """What carries out a remedy, as far as its words name it."""
     run, where = files.run, place(files.run)
     if remedy.startswith("Resume"):
+        if _of_study(run):
+            return f"poise tune {source_of(run)} --run {_quoted(_folder(run))} --resume"
         return f"poise train {source_of(run)} --run {where} --resume"
     if "The data" in remedy:
         return f"poise audit {source_of(run)}"
@@ -99,7 +127,7 @@ def _command(files: RunFiles, remedy: str) -> str:
         options += ["--images", str(int(2 * seen))]
     for name, value in _SETTING.findall(remedy):
         options += ["--set", f"{name}={value.rstrip('.')}"]
-    return again(run, *options) if options else ""
+    return again(run, *options, tuning=files.tuning) if options else ""
 
 
 def _saved(files: RunFiles) -> list[Step]:

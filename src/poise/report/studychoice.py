@@ -124,9 +124,9 @@ def table(study: Study) -> list[Html]:
 def bars(study: Study) -> list[Html]:
     """How much each setting explains; nothing while it is not known."""
     words = (
-        "The share of the variance of the validation error after the first stretch of training "
-        "that each setting explains (fANOVA). It says how much a setting can change within the "
-        "range that was searched, not in which direction."
+        "How much of the order of the trials after the first stretch of training each setting "
+        "explains, of what all of them explain together (fANOVA). It says how much a setting can "
+        "change within the range that was searched, not in which direction."
     )
     if not study.importance:
         return []

@@ -159,7 +159,11 @@ def importance(study: Study) -> Figure:
         "hoverinfo": "skip",
         "marker": {"color": _BLUE},
     }
-    x = {**axis_of(Axis("share of the variance"), []), "tickformat": ".0%", "rangemode": "tozero"}
+    x = {
+        **axis_of(Axis("share of what settings explain"), []),
+        "tickformat": ".0%",
+        "rangemode": "tozero",
+    }
     y = {**axis_of(Axis(""), []), "type": "category", "dtick": 1}
     layout = layout_of(x, y, legend=False)
     layout["margin"] = {**layout["margin"], "l": 12, "r": 44}

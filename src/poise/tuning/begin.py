@@ -57,7 +57,7 @@ class Request:
         root: the folder of the study.
         space: a built-in name, or a TOML file; None: "default".
         sampler, trials, budget_seconds, metrics, seeds, images: as in `Plan`; images: of a trial.
-        workers: processes.
+        workers: processes; None: one, or of a study that is gone on with as many as it has.
         storage: a URL; None: a journal in the folder.
         resume: go on with the study in the folder, or help others with it.
         preset: None: chosen by resolution and budget.
@@ -73,7 +73,7 @@ class Request:
     trials: int | None = None
     budget_seconds: float | None = None
     metrics: tuple[str, ...] = ()
-    workers: int = 1
+    workers: int | None = None
     storage: str | None = None
     resume: bool = False
     seeds: int | None = None
@@ -165,7 +165,7 @@ def settle_plan(request: Request, screen: Screen) -> Plan:
         seeds=study["seeds"],
         final=study["final"],
         final_images=pace.final_images or images,
-        workers=request.workers,
+        workers=request.workers or 1,
         width=request.width,
         seed=config.seed,
         asked=study["images"],
@@ -191,12 +191,13 @@ def _pace(
     request: Request, study: Mapping[str, Any], candidates: list[Preset], facts: DataFacts
 ) -> _Pace:
     overrides = dict(request.overrides)
-    if request.workers > 1:
-        overrides["training.threads"] = max(1, cores() // request.workers)
+    workers = request.workers or 1
+    if workers > 1:
+        overrides["training.threads"] = max(1, cores() // workers)
     budget = study["budget"]
     if budget is None:
         return _Pace(candidates[0], fastest(candidates[0], overrides, facts)[0])
-    trial, last = shares(budget, request.workers, study["seeds"], study["final"], study["points"])
+    trial, last = shares(budget, workers, study["seeds"], study["final"], study["points"])
     preset, images, speed = afford(candidates, overrides, facts, max(last, trial))
     return _Pace(preset, speed, trial, images)
 

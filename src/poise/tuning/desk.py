@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poise.artifacts import RunDir
 from poise.errors import ArtifactError
 from poise.runtime import seed_at
 from poise.tuning import schedule
-from poise.tuning.plan import Plan
+from poise.tuning.plan import Plan, trial_folder
 from poise.tuning.presence import living
 from poise.tuning.samplers import draw
 from poise.tuning.schedule import (
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 _POLL = 1.0  # seconds between two looks for work
+_DEADLY = (
+    "Its process was ended without a word again and again before it came further, as happens where "
+    "memory runs out."
+)
 _BEGUN: Mapping[str, Any] = {  # what is known of a trial before its first rung
     "state": RUNNING,
     "worker": None,
@@ -57,7 +62,10 @@ _BEGUN: Mapping[str, Any] = {  # what is known of a trial before its first rung
     "tried": [],
     "diagnosis": "",
     "ended": None,
+    "claims": 0,  # since it was last seen to have come further
+    "saved": "",  # its newest checkpoint at the last of them
 }
+_CLAIMS = 8  # that a trial may have without coming further: its process was killed each time
 
 
 @dataclass(frozen=True)
@@ -184,12 +192,13 @@ class Desk:
             frozen = self._frozen(errand.number)
             at = progress_of(frozen)
             if not frozen.state.is_finished() and at.get("worker") == self._me:
-                self._set(frozen, "at", {**at, "worker": None, "cost": at["cost"] + seconds})
+                back = {"worker": None, "cost": at["cost"] + seconds, "claims": 0}
+                self._set(frozen, "at", {**at, **back})
 
     def trials(self) -> list[Trial]:
-        """All trials as the schedule sees them."""
-        alive = living(self._root / "workers", self._me)
-        return [trial_of(frozen, self._plan, alive) for frozen in self._all()]
+        """All trials as the schedule sees them, for a worker that is at none."""
+        others = living(self._root / "workers", self._me) - {self._me}
+        return [trial_of(frozen, self._plan, others) for frozen in self._all()]
 
     def _step(self, on_end: Callable[[int], None]) -> Take | Draw | Wait | Over:
         for frozen in self._all():
@@ -198,12 +207,26 @@ class Desk:
         points = None if self._grid is None else len(self._grid)
         while True:
             step = schedule.next_step(self.trials(), self._plan, points)
-            if not isinstance(step, GiveUp):
+            if isinstance(step, Take) and self._is_deadly(step.number):
+                end = {"state": FAILED, "worker": None, "diagnosis": _DEADLY}
+            elif isinstance(step, GiveUp):
+                end = {"state": STOPPED}
+            else:
                 return step
             frozen = self._frozen(step.number)
-            self._set(frozen, "at", {**progress_of(frozen), "state": STOPPED, "ended": _now()})
+            self._set(frozen, "at", {**progress_of(frozen), **end, "ended": _now()})
             self._pass_on(self._frozen(step.number))
             on_end(step.number)
+
+    def _is_deadly(self, number: int) -> bool:
+        """Whether each process that was at a trial was killed before the trial came further."""
+        at = progress_of(self._frozen(number))
+        return int(at["claims"]) >= _CLAIMS and self._saved(number) == at["saved"]
+
+    def _saved(self, number: int) -> str:
+        """The name of a trial's newest checkpoint; empty: there is none."""
+        files = RunDir(trial_folder(self._root, number)).checkpoint_files()
+        return files[-1].name if files else ""
 
     def _claim(self, step: Take) -> Errand:
         from optuna.trial import TrialState
@@ -215,7 +238,10 @@ class Desk:
             self._settle(frozen)
             frozen = self._frozen(step.number)
         attrs, at = frozen.user_attrs, progress_of(frozen)
-        self._set(frozen, "at", {**at, "state": RUNNING, "worker": self._me})
+        saved = self._saved(step.number)
+        claims = 1 + (at["claims"] if saved == at["saved"] else 0)
+        mine = {"state": RUNNING, "worker": self._me, "claims": claims, "saved": saved}
+        self._set(frozen, "at", {**at, **mine})
         return Errand(
             step.number,
             attrs["role"],

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from poise.artifacts import RunDir, read_json, write_json
-from poise.config import from_toml, resolve, values_of
-from poise.console import Screen, inert
+from poise.config import from_toml, preset_named, resolve, values_of
+from poise.console import Screen
 from poise.diffusion.multistep import SOLVERS
-from poise.errors import UsageError
 from poise.pipeline import Job, score_again, train
 from poise.sampling import (
     Guidance,
@@ -21,10 +20,9 @@ from poise.sampling import (
 )
 from poise.training.ema import profile_std
 from poise.tuning.ground import at_home
-from poise.tuning.plan import Plan
+from poise.tuning.plan import LEAST_FINAL, Plan
 
-_BEFORE_A_PLAN = ("leader", "journal.log", "journal.log.lock", "lock", "store")
-_LEAST_SHARE = 0.1  # of the budget, which the last training gets whatever was spent before
+_LONGER = 1.2  # times as long as a training that has ended, from which a new one is worth it
 _CHOICE_SHARE = 0.1  # of its time, kept to score it again with other weights or guidance
 
 
@@ -33,8 +31,8 @@ def train_best(
 ) -> None:
     """Train the settings of the best trial, and keep how they are sampled best.
 
-    A run of an earlier end of this study goes on if it has the same settings, else it is kept under
-    another name.
+    A run of an earlier end of this study goes on if it has the same settings. Where it has others,
+    or has ended and there is time now for a longer one, it is kept under another name.
 
     Args:
         plan: the study.
@@ -46,14 +44,12 @@ def train_best(
     run = RunDir(root / "best")
     free = dict(best["free"])
     overrides = final_settings(plan, best["settings"], free)
-    if run.run.exists() and not _has(run, overrides):
-        number = next(n for n in count(1) if not (root / f"best-{n}").exists())
-        run.root.rename(root / f"best-{number}")
-        screen.say(f"other settings are best now: the run there was is kept as best-{number}")
     budget = None
     if left is not None and plan.budget_seconds is not None:
         share = 1 - _CHOICE_SHARE * (len(free) > 0)
-        budget = max(left, _LEAST_SHARE * plan.budget_seconds) * share
+        budget = max(left, LEAST_FINAL * plan.budget_seconds) * share
+    if run.run.exists():
+        _keep_other(run, plan, overrides, budget, screen)
     resuming = run.run.exists()
     if resuming:
         budget = read_json(run.run)["budget_seconds"]
@@ -74,11 +70,22 @@ def train_best(
         score_again(run, screen, split="val", count=settings.samples, changes=again)
 
 
-def _has(run: RunDir, overrides: Mapping[str, Any]) -> bool:
-    """Whether a run was trained with these settings."""
+def _keep_other(
+    run: RunDir, plan: Plan, overrides: Mapping[str, Any], budget: float | None, screen: Screen
+) -> None:
+    """Give the run of an earlier end another name, where a new one is to be trained."""
     was = values_of(from_toml(run.config.read_text(encoding="utf-8")))
-    now = values_of(resolve(None, overrides))
-    return all(was[name] == now[name] for name in overrides)
+    now = values_of(resolve(preset_named(plan.preset), overrides))
+    state = read_json(run.run)
+    if any(was[name] != now[name] for name in overrides):
+        why = "other settings are best now"
+    elif state["status"] == "finished" and (budget or 0) > _LONGER * (state["budget_seconds"] or 0):
+        why = "there is time for a longer training now"
+    else:
+        return
+    number = next(n for n in count(1) if not (run.root.parent / f"best-{n}").exists())
+    run.root.rename(run.root.parent / f"best-{number}")
+    screen.say(f"{why}: the run there was is kept as best-{number}")
 
 
 def final_settings(
@@ -132,22 +139,3 @@ def copy_record(root: Path, record: Mapping[str, Any]) -> None:
 def clear(root: Path) -> None:
     """Images that were kept beside a study while it ran."""
     shutil.rmtree(root / "store", ignore_errors=True)
-
-
-def refuse_used(root: Path, source: str) -> None:
-    """
-    Raises:
-        UsageError: the folder holds a study, or something that is no study's.
-    """
-    if (root / "plan.json").exists():
-        raise UsageError(
-            f"{root} already holds a study.",
-            expected="a new folder, or --resume to go on with it",
-            remedy=f"poise tune {source} --run {root} --resume",
-        )
-    strange = sorted(path.name for path in root.iterdir() if path.name not in _BEFORE_A_PLAN)
-    if strange:
-        raise UsageError(
-            f"{root} holds {inert(strange[0])} and is no study.",
-            expected="a new folder for the study, or an empty one",
-        )

@@ -20,7 +20,7 @@ from poise.journal import Prepared
 from poise.pipeline import Job, facts_of, read_data, write_down
 from poise.runtime import Runtime, choose_runtime
 from poise.settings import Config
-from poise.tuning.plan import THIRD, Plan
+from poise.tuning.plan import THIRD, Plan, trial_folder
 from poise.tuning.transfer import carried_rate, narrowed
 
 _PROBE = 32  # validation images of a short trial
@@ -52,7 +52,7 @@ class Ground:
 
     def folder(self, number: int) -> Path:
         """Where the run of a trial lies."""
-        return self.root / "trials" / f"{number:04d}"
+        return trial_folder(self.root, number)
 
     def prepared(self, number: int, settings: Mapping[str, Any], seed: int) -> Prepared:
         """The run of a trial, begun or gone on with.
@@ -97,7 +97,9 @@ class Ground:
             if was[name] != now[name]:
                 raise UsageError(
                     f"{run.root} was trained with {name} = {was[name]}, and the trial of that "
-                    f"number has {now[name]}: the folder belongs to another study."
+                    f"number has {now[name]}: the folder belongs to another study.",
+                    expected="trials of this study alone in its folder",
+                    remedy="Give the study that uses this storage the folder it was begun in.",
                 )
 
     def judging(self) -> Prepared:

@@ -14,6 +14,7 @@ VALIDATION = "validation_error"  # the metric that draws no samples: the proxy i
 THIRD = 3  # one of so many trials goes on at each rung
 RUNGS = (1 / 9, 1 / 3, 1.0)  # shares of a trial's length at which it is compared
 _SEARCH, _REPEATS = 0.45, 0.25  # shares of the budget; the rest trains the best settings
+LEAST_FINAL = 0.1  # of the budget, which the last training gets whatever was spent before
 _USUAL_TRIALS = 20  # whole ones that a search has time for where nothing else decides
 _FINALISTS = 2  # the preset as it is, and the best that was found
 
@@ -94,6 +95,13 @@ class Plan:
         share = search_share(self.seeds, self.final)
         return share * self.budget_seconds * self.workers - (self.trial_seconds or 0.0)
 
+    @property
+    def repeat_seconds(self) -> float:
+        """Time of all workers together after which no repeat is begun."""
+        if self.budget_seconds is None:
+            return math.inf
+        return (1 - (LEAST_FINAL if self.final else 0)) * self.budget_seconds * self.workers
+
     def write(self, root: Path) -> None:
         """Keep it in the folder of the study."""
         raw = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -145,6 +153,11 @@ def shares(
     else:
         trial = search * workers / (points + 1 if points is not None else _USUAL_TRIALS)
     return min(trial, search / THIRD), (1 - _SEARCH - _REPEATS) * budget if final else 0.0
+
+
+def trial_folder(root: Path, number: int) -> Path:
+    """Where the run of a trial lies."""
+    return root / "trials" / f"{number:04d}"
 
 
 def images_at(plan: Plan, images: int, rung: int) -> int:

@@ -25,7 +25,7 @@ class Progress:
 
     def __init__(self, study: "Study", plan: Plan, root: Path, screen: Screen) -> None:
         self._study, self._plan, self._root, self._screen = study, plan, root, screen
-        self._offset = _spent(root) - time.monotonic()
+        self._offset = spent_seconds(root) - time.monotonic()
         self._told: set[int] = set()
         self._seen = ""
         self._base = values_of(at_home(plan))
@@ -75,7 +75,8 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _spent(root: Path) -> float:
+def spent_seconds(root: Path) -> float:
+    """Wall clock that a study has had so far; 0: none, or it is not known."""
     try:
         return float(read_json(root / "study.json")["seconds"])
     except (ArtifactError, KeyError, TypeError, ValueError):

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from poise.errors import PoiseError
 from poise.tuning import verdict
 from poise.tuning.desk import progress_of, trial_of
 from poise.tuning.ground import trained_settings
@@ -74,7 +75,7 @@ def _row(frozen: "FrozenTrial", trial: Trial, plan: Plan) -> dict[str, Any]:
         "of": trial.of,
         "seed": trial.seed,
         "state": trial.state,
-        "settings": trained_settings(plan, trial.settings),
+        "settings": _typed(plan, trial),
         "free": at["free"],
         "values": values,
         "proxy": [[round(s * images), p if math.isfinite(p) else None] for s, p in shares],
@@ -87,6 +88,13 @@ def _row(frozen: "FrozenTrial", trial: Trial, plan: Plan) -> dict[str, Any]:
         "ended": at["ended"],
         "tried": at["tried"],
     }
+
+
+def _typed(plan: Plan, trial: Trial) -> dict[str, Any]:
+    try:
+        return trained_settings(plan, trial.settings)
+    except PoiseError:  # they contradict each other, for which the trial failed
+        return dict(trial.settings)
 
 
 def _best(
@@ -109,6 +117,7 @@ def _best(
     }
     first = differences[plan.metrics[0]]
     pair = _found(trials)
+    how = verdict.judged(first, plan.better[0])
     unstable = 0 if pair is None else verdict.lost(trials, pair)
     return {
         "number": number,
@@ -122,7 +131,7 @@ def _best(
             for who in ("default", "best")
         },
         "difference": {n: None if d is None else d.to_json() for n, d in differences.items()},
-        "verdict": verdict.judged(first, plan.better[0]),
+        "verdict": "no-better" if how == "better" and number != pair else how,  # lost on some seeds
         "sentences": verdict.sentences(
             plan, row["settings"], row["free"], first, weight, defaults, unstable
         ),

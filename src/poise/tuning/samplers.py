@@ -5,8 +5,9 @@ with one after all of it. So trials are put into one order: who reached a higher
 who did not, and on one rung the lower error does; at the end the metrics decide. A sampler is shown
 the normal scores of that order (Blom 1958), which no outlier can spoil, and learns from a trial as
 soon as that has reached its first rung. A trial that runs and has shown nothing yet is told as a
-middling one, so that several workers do not draw the same settings. Samplers keep nothing between draws but their random
-numbers, which follow here from the seed of the study and the number of the trial.
+middling one, so that several workers do not draw the same settings. Samplers keep nothing between
+draws but their random numbers, which follow here from the seed of the study and the number of the
+trial.
 """
 
 import math

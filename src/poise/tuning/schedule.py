@@ -161,11 +161,15 @@ def rank(trial: Trial, rung: int) -> tuple[float, int]:
 
 
 def _repeat(trials: Sequence[Trial], plan: Plan) -> Step:
-    """Each finalist with each seed, seed by seed, so that any end leaves pairs."""
+    """Each finalist with each seed, seed by seed, so that any end leaves pairs.
+
+    None is begun where the budget has been spent on longer trials than it was made for.
+    """
     repeats = [trial for trial in trials if trial.role == REPEAT]
+    in_time = sum(trial.cost for trial in trials) < plan.repeat_seconds
     for seed in range(1, plan.seeds + 1):
         for number in finalists(trials):
-            if not any(t.of == number and t.seed == seed for t in repeats):
+            if in_time and not any(t.of == number and t.seed == seed for t in repeats):
                 return Draw(REPEAT, of=number, seed=seed)
     return Wait() if any(trial.state == RUNNING for trial in repeats) else Over()
 

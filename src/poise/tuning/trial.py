@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from poise.artifacts import RunDir, read_jsonl, write_json
+from poise.averaging import keep
 from poise.choosing import METRICS, Judge
 from poise.console import Screen
 from poise.errors import Interrupted, TrainingError
@@ -13,7 +14,8 @@ from poise.evaluation.evaluate import FEWEST
 from poise.journal import Prepared
 from poise.learning.learn import learn
 from poise.pipeline import set_status
-from poise.sampling import chosen_model
+from poise.sampling import chosen_model, named_weights
+from poise.training.ema import profile_std
 from poise.tuning.desk import Errand, Outcome
 from poise.tuning.free import search_free, with_free
 from poise.tuning.ground import Ground, failure
@@ -75,7 +77,7 @@ class Trials:
             ArtifactError: the folder of the study cannot be written: no trial is at fault.
         """
         write_json(self._ground.root / "disk.json", {})
-        (self._ground.root / "disk.json").unlink()
+        (self._ground.root / "disk.json").unlink(missing_ok=True)  # as another worker may have
 
     def _ended(
         self, job: Prepared | None, proxies: list[float], seen: int, how: str, error: Exception
@@ -100,6 +102,9 @@ class Trials:
             if errand.role not in (DEFAULT, REPEAT):
                 inner = self._judge(max(FEWEST, plan.samples // 2))
                 free, tried = search_free(job.run, base, plan.space.free(), inner)
+                std = profile_std(named_weights(str(free.get("weights"))))
+                if std is not None:
+                    keep(job.run, std)
             stream = "confirming" if errand.role != REPEAT else f"repeat {errand.seed}"
             found |= self._judge(plan.samples).measure(with_free(job.run, base, free), stream)
         set_status(job, "finished", images_seen=seen)

@@ -3,7 +3,6 @@
 import shlex
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from poise.tuning.begin import Request, check, settle_plan
 from poise.tuning.fleet import run_workers
 from poise.tuning.plan import Plan, read_plan
 from poise.tuning.progress import Progress
-from poise.tuning.storage import open_storage, open_study, shown, spoken
+from poise.tuning.resume import refuse_other, refuse_used, resume_command, resumed
+from poise.tuning.storage import open_storage, open_study, spoken
 from poise.tuning.worker import Seat, directions, work
 
 _SETTLING = 600.0  # seconds within which whoever leads has settled the plan
@@ -50,10 +50,10 @@ def tune(request: Request, screen: Screen) -> Path:
     try:
         return _lead(request, screen)
     except (Interrupted, KeyboardInterrupt):
-        again = ["poise", "tune", request.source, "--run", str(request.root), "--resume"]
+        again = resume_command(request.source, request.root, request.storage, request.engine)
         raise Interrupted(
             f"The study in {request.root} was stopped; all that its trials have done is saved.",
-            remedy=f"Go on with: {shlex.join(again)}",
+            remedy=f"Go on with: {again}",
         ) from None
     finally:
         lead.release()
@@ -70,9 +70,10 @@ def _help(request: Request, screen: Screen) -> Path:
     while not (request.root / "plan.json").exists() and time.monotonic() < until:
         time.sleep(1.0)
     plan = read_plan(request.root)
-    _refuse_other(request, plan)
+    refuse_other(request, plan)
     screen.say(f"helping with the study in {request.root}, which another process leads")
-    run_workers(work, _seats(request, plan), engine=request.engine, on_news=lambda: None)
+    seats = _seats(request, plan, request.workers or 1)
+    run_workers(work, seats, engine=request.engine, on_news=lambda: None)
     screen.say("the search is over; whoever leads it trains the best settings")
     return request.root
 
@@ -80,9 +81,9 @@ def _help(request: Request, screen: Screen) -> Path:
 def _lead(request: Request, screen: Screen) -> Path:
     root = request.root
     if request.resume:
-        plan = _resumed(request)
+        plan = resumed(request)
     else:
-        final.refuse_used(root, request.source)
+        refuse_used(root, request.source)
         open_storage(root, request.storage)  # refused before anything is read
         plan = settle_plan(request, screen)
         plan.write(root)
@@ -90,10 +91,12 @@ def _lead(request: Request, screen: Screen) -> Path:
     progress = Progress(study, plan, root, screen)
     ended = {"status": "failed", "phase": "search"}
     try:
-        run_workers(work, _seats(request, plan), engine=request.engine, on_news=progress.news)
+        seats = _seats(request, plan, request.workers)
+        run_workers(work, seats, engine=request.engine, on_news=progress.news)
         record = progress.renew()
         if plan.final and record["best"] is not None:
             ended["phase"] = "final"
+            progress.renew(phase="final")
             _train(plan, progress, root, record["best"], screen)
         ended = {"status": "finished", "phase": "done"}
     except (Interrupted, KeyboardInterrupt):
@@ -121,75 +124,10 @@ def _train(
         screen.say(f"The last training ended early: {error}")
 
 
-def _seats(request: Request, plan: Plan) -> list[Seat]:
-    threads = None
-    if request.workers > plan.workers:
-        threads = max(1, cores() // request.workers)
-    root = str(request.root.resolve())
-    return [Seat(root, request.storage, threads)] * request.workers
-
-
-def _resumed(request: Request) -> Plan:
-    """The plan of a study that is gone on with; only its end may be moved.
-
-    A number of trials without a budget goes before the budget that the study had.
-    """
-    if not (request.root / "plan.json").exists():
-        raise UsageError(
-            f"{request.root} holds no study to go on with.",
-            expected="the folder of a study; one that was ended before its first trial holds none",
-            remedy="Give the same command without --resume.",
-        )
-    plan = read_plan(request.root)
-    _refuse_other(request, plan)
-    budget = request.budget_seconds
-    if budget is None and request.trials is None:
-        budget = plan.budget_seconds
-    plan = replace(
-        plan,
-        trials=request.trials or plan.trials,
-        budget_seconds=budget,
-        seeds=plan.seeds if request.seeds is None else request.seeds,
-    )
-    plan.write(request.root)
-    return plan
-
-
-def _refuse_other(request: Request, plan: Plan) -> None:
-    """
-    Raises:
-        UsageError: the study was begun with other options than are given now.
-    """
-    asked = dict(request.overrides)
-    known = {**plan.overrides, "seed": plan.seed}
-    for option, now, was in (
-        ("SOURCE", request.source, plan.source),
-        ("--storage", None if request.storage is None else shown(request.storage), plan.storage),
-        ("--sampler", request.sampler or plan.sampler, plan.sampler),
-        ("--metric", request.metrics or plan.metrics, plan.metrics),
-        ("--preset", request.preset or plan.preset, plan.preset),
-        ("--width", request.width or plan.width, plan.width),
-        ("--space", request.space or plan.space.name, plan.space.name),
-        ("--images", request.images or plan.asked, plan.asked),
-        *((_option(name), value, known.get(name)) for name, value in asked.items()),
-    ):
-        if now != was:
-            raise UsageError(
-                f"The study in {request.root} was begun with {option} {_told(was)}, not "
-                f"{_told(now)}.",
-                remedy=f"Give {option} as it was, or begin a new study with --run.",
-            )
-
-
-def _option(name: str) -> str:
-    return "--seed" if name == "seed" else f"--set {name}"
-
-
-def _told(value: Any) -> str:
-    """The value of an option in a sentence."""
-    if isinstance(value, tuple):
-        return " and ".join(map(str, value))
-    return "left open" if value is None else str(value)
+def _seats(request: Request, plan: Plan, workers: int | None) -> list[Seat]:
+    workers = plan.workers if workers is None else workers
+    threads = max(1, cores() // workers) if workers > plan.workers else None
+    return [Seat(str(request.root.resolve()), request.storage, threads)] * workers
 
 
 def _conclude(root: Path, record: dict[str, Any], screen: Screen) -> None:
