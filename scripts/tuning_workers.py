@@ -1,6 +1,6 @@
 """How much faster two workers find an optimum than one, on formulas whose optimum is known.
 
-    python scripts/tuning_workers.py [--seconds 0.3] [--trials 40] [--seeds 5]
+    python scripts/tuning_workers.py [--sampler gp] [--seconds 0.3] [--trials 40] [--seeds 5]
 
 Each trial sleeps instead of training, so that two of them do not wait for one core. What is told is
 wall clock and regret (the lowest value found; the optimum is 0), mean and range over the seeds.
@@ -66,16 +66,16 @@ def worker(root: Path, plan: Plan, name: str, seconds: float) -> None:
         serve(Desk(study, plan, BASE, root, me), Sleeper(name, seconds))
 
 
-def once(name: str, workers: int, seed: int, trials: int, seconds: float) -> tuple[float, float]:
+def once(name: str, workers: int, seed: int, given: argparse.Namespace) -> tuple[float, float]:
     """Wall clock and regret of one study."""
     plan = Plan(
-        *("formula", "", "", "nano", {}, {}, SPACE, "tpe", (name,), ("lower",), (1.0,)),
+        *("formula", "", "", "nano", {}, {}, SPACE, given.sampler, (name,), ("lower",), (1.0,)),
         images=1,
         trial_seconds=None,
         speed=None,
         samples=1,
         budget_seconds=None,
-        trials=trials,
+        trials=given.trials,
         seeds=0,
         final=False,
         final_images=1,
@@ -87,7 +87,7 @@ def once(name: str, workers: int, seed: int, trials: int, seconds: float) -> tup
         root = Path(folder)
         open_study(open_storage(root, None), plan.study, ["minimize"])
         context = multiprocessing.get_context("fork")  # starts at once: only the search is timed
-        job = partial(worker, root, plan, name, seconds)
+        job = partial(worker, root, plan, name, given.seconds)
         processes = [context.Process(target=job) for _ in range(workers)]
         started = time.monotonic()
         for process in processes:
@@ -102,15 +102,13 @@ def once(name: str, workers: int, seed: int, trials: int, seconds: float) -> tup
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     words.add_argument("--seconds", type=float, default=0.3)
+    words.add_argument("--sampler", default="gp")
     words.add_argument("--trials", type=int, default=40)
     words.add_argument("--seeds", type=int, default=5)
     given = words.parse_args()
     for name in FORMULAS:
         found = {
-            workers: [
-                once(name, workers, seed, given.trials, given.seconds)
-                for seed in range(given.seeds)
-            ]
+            workers: [once(name, workers, seed, given) for seed in range(given.seeds)]
             for workers in (1, 2)
         }
         ratios = [b[0] / a[0] for a, b in zip(found[1], found[2], strict=True)]
