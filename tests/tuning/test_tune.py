@@ -305,6 +305,9 @@ def test_a_budget_without_room_is_refused(
     given = ["tune", "digits", "--run", str(tmp_path / "run"), "--space", "quick", "--budget"]
     assert tiny.call(*given, "0.5s", *OPTIONS) == 2
     assert "A budget of" in capsys.readouterr().err
+    assert tiny.call(*given, "60s", "--images", "50M", *OPTIONS) == 2
+    told = capsys.readouterr().err
+    assert "the 50,000,000 images of --images take" in told and "h" in told
     assert not (tmp_path / "run" / "trials").exists()
 
 

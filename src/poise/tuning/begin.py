@@ -25,7 +25,7 @@ from poise.runtime import choose_runtime
 from poise.scoring import check_features
 from poise.settings import Config
 from poise.tuning.ground import TRAINING_SHARE, at_home, images_within, trial_config
-from poise.tuning.plan import RUNGS, THIRD, VALIDATION, Plan, shares
+from poise.tuning.plan import RUNGS, THIRD, VALIDATION, Plan, search_share, shares
 from poise.tuning.samplers import check_sampler
 from poise.tuning.space import Space, built_in, grid, load_space
 from poise.tuning.space_file import read_tables
@@ -281,20 +281,31 @@ def _refuse_few(study: Mapping[str, Any], val: int) -> None:
 def _refuse_small(study: Mapping[str, Any], config: Config, pace: _Pace) -> None:
     """
     Raises:
-        UsageError: a budget in which no trial can see a few batches.
+        UsageError: a budget in which no trial can see a few batches, or what the user asked for.
     """
-    if pace.trial_seconds is None or study["images"] is not None:
+    if pace.trial_seconds is None:
         return
-    least = THIRD ** (len(study["rungs"]) - 1) * config.training.batch
-    needed = least / pace.speed.typical / TRAINING_SHARE
-    if needed > pace.trial_seconds:
-        times = needed / pace.trial_seconds
-        raise UsageError(
-            f"A budget of {duration(study['budget'])} leaves {pace.trial_seconds:.1f} s for a "
-            f"trial, and a few batches of this network take {needed:.1f} s here.",
-            expected=f"a budget of {duration(math.ceil(study['budget'] * times))} or more",
-            remedy="Give more time, fewer --seeds, or search at --width or data.resolution below.",
+    images, room = THIRD ** (len(study["rungs"]) - 1) * config.training.batch, pace.trial_seconds
+    what, remedy = "a few batches", "Give more time, fewer --seeds"
+    if study["images"] is not None:
+        images, what = (
+            max(images, int(study["images"])),
+            f"the {study['images']:,} images of --images",
         )
+        room = search_share(study["seeds"], study["final"]) * study["budget"]
+        remedy = "Give more time, fewer --images"
+    needed = images / pace.speed.typical / TRAINING_SHARE
+    if needed > room:
+        raise UsageError(
+            f"A budget of {duration(study['budget'])} leaves {_told(room)} for a trial, and "
+            f"{what} take {_told(needed)} with this network here.",
+            expected=f"a budget of {duration(math.ceil(study['budget'] * needed / room))} or more",
+            remedy=f"{remedy}, or search at --width or data.resolution below.",
+        )
+
+
+def _told(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
 def _need_an_end(study: Mapping[str, Any]) -> None:
