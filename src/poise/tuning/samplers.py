@@ -4,10 +4,9 @@ Few trials of a study come to their end, and an error after a ninth of a trainin
 with one after all of it. So trials are put into one order: who reached a higher rung stands before
 who did not, and on one rung the lower error does; at the end the metrics decide. A sampler is shown
 the normal scores of that order (Blom 1958), which no outlier can spoil, and learns from a trial as
-soon as that has reached its first rung. A trial that runs and has shown nothing yet is told as a
-middling one, so that several workers do not draw the same settings. Samplers keep nothing between
-draws but their random numbers, which follow here from the seed of the study and the number of the
-trial.
+soon as that has reached its first rung. A trial that runs and has shown nothing yet is shown
+running, so that several workers do not draw the same settings. Samplers keep nothing between draws
+but their random numbers, which follow here from the seed of the study and the number of the trial.
 """
 
 import math
@@ -51,11 +50,12 @@ def draw(plan: Plan, trials: Sequence[Trial], base: Mapping[str, Any], seed: int
     order = standing(plan, trials)
     scores = [float(ndtri((i + 0.625) / (len(order) + 0.25))) for i in range(len(order))]
     begun = [t for t in trials if t.role != REPEAT and t.state == RUNNING and t not in order]
-    for trial, score in [*zip(order, scores, strict=True), *((t, 0.0) for t in begun)]:
+    for trial, score in [*zip(order, scores, strict=True), *((t, None) for t in begun)]:
         view.enqueue_trial(encode(plan.space, trial.settings))
-        told = view.ask()
-        ask(plan.space, told, base)
-        view.tell(told, score)
+        shown = view.ask()
+        ask(plan.space, shown, base)
+        if score is not None:
+            view.tell(shown, score)
     return ask(plan.space, view.ask(), base)
 
 
@@ -92,7 +92,7 @@ def sampler_for(name: str, seed: int) -> "BaseSampler":
     from optuna import samplers
 
     if name == "tpe":
-        return samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP)
+        return samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP, constant_liar=True)
     if name == "gp":
         return samplers.GPSampler(seed=seed, n_startup_trials=_STARTUP)
     return samplers.RandomSampler(seed=seed)
