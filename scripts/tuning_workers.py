@@ -54,7 +54,8 @@ class Sleeper:
 
     def __call__(self, errand: Errand) -> Outcome:
         time.sleep(self._seconds)
-        return Outcome((), 1, 1, (FORMULAS[self._name](errand.settings),), {})
+        value = FORMULAS[self._name](errand.settings)
+        return Outcome((value,), 1, 1, (value,), {})
 
     def over(self, number: int) -> None:
         pass

@@ -1,23 +1,23 @@
 """Who draws the settings of a trial: Optuna's samplers, shown how all trials stand to each other.
 
 Few trials of a study come to their end, and an error after a ninth of a training cannot be compared
-with one after all of it. So trials are put into one order: who reached a higher rung stands before
-who did not, and on one rung the lower error does; at the end the metrics decide. A sampler is shown
-the normal scores of that order (Blom 1958), which no outlier can spoil, and learns from a trial as
-soon as that has reached its first rung. A trial that runs and has shown nothing yet is shown
-running, so that several workers do not draw the same settings. Samplers keep nothing between draws
-but their random numbers, which follow here from the seed of the study and the number of the trial.
+with one after all of it. So all trials get heights on one scale, that of the error at the first
+rung: at each later one the errors are moved so that on the mean those that came so far stay where
+they were, and at the end the metric is moved and stretched to their place and spread. What lies
+far above the middle, diverged or failed stands at one height, else the best would look alike. A
+trial that runs and has shown nothing yet is shown running, so that several workers do not draw the
+same settings. Samplers keep nothing between draws but their random numbers, which follow here from
+the seed of the study and the number of the trial.
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scipy.special import ndtri
-
 from poise.arguments import one_of
-from poise.tuning.plan import THIRD, Plan
-from poise.tuning.schedule import DEFAULT, LOST, REPEAT, RUNNING, Trial, rank_sums
+from poise.tuning.plan import Plan
+from poise.tuning.schedule import LOST, REPEAT, RUNNING, Trial, rank_sums
 from poise.tuning.space import ask, encode
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("gp", "tpe", "random", "grid")
 _STARTUP = 8  # trials drawn at random before a model is made of them
+_FAR = 2.0  # times as far above the middle as that lies above the best; all beyond is one height
 
 
 def check_sampler(name: str) -> str:
@@ -47,44 +48,55 @@ def draw(plan: Plan, trials: Sequence[Trial], base: Mapping[str, Any], seed: int
     import optuna
 
     view = optuna.create_study(sampler=sampler_for(plan.sampler, seed))
-    order = standing(plan, trials)
-    scores = [float(ndtri((i + 0.625) / (len(order) + 0.25))) for i in range(len(order))]
-    begun = [t for t in trials if t.role != REPEAT and t.state == RUNNING and t not in order]
-    for trial, score in [*zip(order, scores, strict=True), *((t, None) for t in begun)]:
+    known = heights(trials, len(plan.rungs))
+    begun = [t for t in trials if t.role != REPEAT and t.state == RUNNING and t.number not in known]
+    for trial in [*(t for t in trials if t.number in known), *begun]:
         view.enqueue_trial(encode(plan.space, trial.settings))
         shown = view.ask()
         ask(plan.space, shown, base)
-        if score is not None:
-            view.tell(shown, score)
+        if trial.number in known:
+            view.tell(shown, known[trial.number])
     return ask(plan.space, view.ask(), base)
 
 
-def standing(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that have shown something, best first; what diverged or failed is last."""
-    own = [t for t in trials if t.role != REPEAT and (t.proxy or t.costs or t.state in LOST)]
-    ranks = rank_sums([t for t in own if t.costs])
+def heights(trials: Sequence[Trial], rungs: int) -> dict[int, float]:
+    """How good each trial is that has shown something, by its number; lower is better.
 
-    def key(trial: Trial) -> tuple[int, float, int]:
-        rung = _merit(trial, own) if trial.role == DEFAULT else trial.rung
-        if rung == len(plan.rungs) - 1 and trial.costs:
-            return -rung, float(ranks[trial.number]), trial.number
-        known = rung < len(trial.proxy) and rung >= 0 and math.isfinite(trial.proxy[rung])
-        lost = trial.state in LOST or not known
-        return (1, 0.0, trial.number) if lost else (-rung, trial.proxy[rung], trial.number)
+    Repeats are left out.
+    """
+    own = [t for t in trials if t.role != REPEAT]
+    found = {t.number: t.proxy[0] for t in own if _has_finite(t, 0)}
+    for rung in range(1, rungs):
+        there = [t for t in own if t.number in found and _has_finite(t, rung)]
+        moved = sum(t.proxy[rung] - found[t.number] for t in there) / max(1, len(there))
+        found |= {t.number: t.proxy[rung] - moved for t in there}
+    ended = [t for t in own if t.number in found and t.costs]
+    ranks = rank_sums(ended)
+    costs = [t.costs[0] if len(t.costs) == 1 else float(ranks[t.number]) for t in ended]
+    scaled = _like(costs, [found[t.number] for t in ended])
+    found |= {t.number: height for t, height in zip(ended, scaled, strict=True)}
+    lost = [t.number for t in own if t.state in LOST]
+    if not found:
+        return dict.fromkeys(lost, 0.0)
+    middle, least = statistics.median(found.values()), min(found.values())
+    worst = middle + _FAR * (middle - least)
+    return {number: min(height, worst) for number, height in found.items()} | dict.fromkeys(
+        lost, min(worst, max(found.values()))
+    )
 
-    return sorted(own, key=key)
+
+def _like(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    """`values` moved and stretched to the mean and spread of `others`; of one or none: others."""
+    if len(values) < 2:
+        return list(others)
+    own, wanted = statistics.pstdev(values), statistics.pstdev(others)
+    scale = (wanted or 1.0) / (own or 1.0)
+    middle, mean = statistics.mean(others), statistics.mean(values)
+    return [middle + scale * (value - mean) for value in values]
 
 
-def _merit(trial: Trial, own: Sequence[Trial]) -> int:
-    """The rung that a trial which was never stopped would have reached among the others."""
-    rung = 0
-    while rung < trial.rung:
-        others = [t.proxy[rung] for t in own if t.role != DEFAULT and len(t.proxy) > rung]
-        better = sum(proxy < trial.proxy[rung] for proxy in others)
-        if others and better >= max(1, len(others) // THIRD):
-            break
-        rung += 1
-    return rung
+def _has_finite(trial: Trial, rung: int) -> bool:
+    return rung < len(trial.proxy) and math.isfinite(trial.proxy[rung])
 
 
 def sampler_for(name: str, seed: int) -> "BaseSampler":
