@@ -1,15 +1,14 @@
 """What to do next: the remedies of what was found, then what has not been tried; with commands."""
 
-import json
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from poise.report.finding import WEAK, Finding, worst_first
-from poise.report.folder import Row, RunFiles, items, section
+from poise.report.folder import Row, RunFiles, items
 from poise.report.page import visible
+from poise.report.studyrecord import pair, tuned
 from poise.report.words import is_number
 
 RUN = "RUN"  # where the folder lies, when its own files do not say
@@ -93,21 +92,12 @@ def again(run: Row, *more: str, tuning: Row | None = None) -> str:
                 kept += [name, value]
     if items(run, "command")[1:2] != ["train"]:
         kept = ["--preset", str(run["preset"])] if run.get("preset") else []
-    kept += [word for pair in _tuned(tuning or {}).items() for word in ("--set", _pair(*pair))]
+    kept += [
+        word for name, value in tuned(tuning or {}).items() for word in ("--set", pair(name, value))
+    ]
     folder = _quoted(_folder(run) + "-next")
     head = ["poise", "train", source_of(run), "--run", folder]
     return " ".join([*head, *[_quoted(word) for word in [*kept, *more]]])
-
-
-def _tuned(record: Row) -> dict[str, Any]:
-    """The settings that a study trained: the user's own, and what it found."""
-    best = section(record, "best")
-    free = {k: v for k, v in section(best, "free").items() if k.startswith("sampling.")}
-    return {**section(section(record, "plan"), "overrides"), **section(best, "settings"), **free}
-
-
-def _pair(name: str, value: Any) -> str:
-    return f"{name}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def _command(files: RunFiles, remedy: str) -> str:

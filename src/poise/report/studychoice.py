@@ -1,6 +1,5 @@
 """What a study says to set, how sure that is, and what mattered."""
 
-import json
 import shlex
 from typing import Any
 
@@ -8,7 +7,7 @@ from poise.report import metrics, page, studyfigures
 from poise.report.finding import GOOD, NOTE, WEAK, WORDS
 from poise.report.folder import Row, items, section
 from poise.report.page import Html, visible
-from poise.report.studyrecord import Metric, Study, shown
+from poise.report.studyrecord import Metric, Study, pair, shown, tuned
 from poise.report.words import is_number, number, plain, plural, share
 
 _VERDICTS = {"better": GOOD, "worse": WEAK}
@@ -55,12 +54,10 @@ def what_to_set(study: Study) -> list[Html]:
     if isinstance(study.plan.get("preset"), str):
         lines[0] += f" --preset {_word(study.plan['preset'])}"
     own = section(study.plan, "overrides")
-    options = {**own, **section(study.best, "settings"), **_sampling(study)}
     same = study.default
-    for name, value in options.items():
+    for name, value in tuned(study.record).items():
         if name in own or name not in same or same[name] != value:
-            typed = value if isinstance(value, str) else json.dumps(value)
-            lines.append(f"--set {_word(f'{name}={typed}')}")
+            lines.append(f"--set {_word(pair(name, value))}")
     if len(lines) == 1:
         words = "No setting has to be changed; to train again:"
     else:
@@ -76,11 +73,6 @@ def what_to_set(study: Study) -> list[Html]:
 def _word(value: Any) -> str:
     """One word of a command, as a shell reads it."""
     return shlex.quote(visible(value))
-
-
-def _sampling(study: Study) -> Row:
-    free = section(study.best, "free")
-    return {name: value for name, value in free.items() if name.startswith("sampling.")}
 
 
 def _sample_command(study: Study) -> list[Html]:

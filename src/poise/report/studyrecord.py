@@ -1,5 +1,6 @@
 """The record of a study, `study.json`, read tolerantly: what is of a wrong type is left out."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -150,6 +151,18 @@ def read_study(record: Row) -> Study:
         _with_first([_trial(row, i) for i, row in enumerate(rows)]),
         sorted(shares, key=lambda pair: -pair[1]),
     )
+
+
+def tuned(record: Row) -> Row:
+    """The settings that a study trained: the user's own, and what it found."""
+    best = section(record, "best")
+    free = {k: v for k, v in section(best, "free").items() if k.startswith("sampling.")}
+    return {**section(section(record, "plan"), "overrides"), **section(best, "settings"), **free}
+
+
+def pair(name: str, value: Any) -> str:
+    """A setting as `--set` takes it."""
+    return f"{name}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def shown(value: Any) -> str:

@@ -3,13 +3,14 @@
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poise.errors import PoiseError
 from poise.tuning import verdict
 from poise.tuning.desk import progress_of, trial_of
 from poise.tuning.ground import trained_settings
-from poise.tuning.plan import Plan, described
+from poise.tuning.plan import Plan, described, trial_folder
 from poise.tuning.schedule import REPEAT, SEARCH, Trial, best_of, pareto
 from poise.tuning.space import default_point
 
@@ -83,7 +84,7 @@ def _row(frozen: "FrozenTrial", trial: Trial, plan: Plan) -> dict[str, Any]:
         "images": images,
         "cost_s": round(trial.cost, 2),
         "diagnosis": at["diagnosis"],
-        "folder": f"trials/{trial.number:04d}",
+        "folder": trial_folder(Path(), trial.number).as_posix(),
         "started": frozen.user_attrs.get("started"),
         "ended": at["ended"],
         "tried": at["tried"],

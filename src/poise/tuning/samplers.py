@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from poise.arguments import one_of
 from poise.tuning.plan import Plan
-from poise.tuning.schedule import LOST, REPEAT, RUNNING, Trial, rank_sums
+from poise.tuning.schedule import LOST, REPEAT, RUNNING, Trial, proxy_at, rank_sums
 from poise.tuning.space import ask, encode
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def heights(trials: Sequence[Trial], rungs: int) -> dict[int, float]:
     Repeats are left out.
     """
     own = [t for t in trials if t.role != REPEAT]
-    found = {t.number: t.proxy[0] for t in own if _has_finite(t, 0)}
+    found = {t.number: t.proxy[0] for t in own if proxy_at(t, 0) < math.inf}
     for rung in range(1, rungs):
-        there = [t for t in own if t.number in found and _has_finite(t, rung)]
+        there = [t for t in own if t.number in found and proxy_at(t, rung) < math.inf]
         moved = sum(t.proxy[rung] - found[t.number] for t in there) / max(1, len(there))
         found |= {t.number: t.proxy[rung] - moved for t in there}
     ended = [t for t in own if t.number in found and t.costs]
@@ -93,10 +93,6 @@ def _like(values: Sequence[float], others: Sequence[float]) -> list[float]:
     scale = (wanted or 1.0) / (own or 1.0)
     middle, mean = statistics.mean(others), statistics.mean(values)
     return [middle + scale * (value - mean) for value in values]
-
-
-def _has_finite(trial: Trial, rung: int) -> bool:
-    return rung < len(trial.proxy) and math.isfinite(trial.proxy[rung])
 
 
 def sampler_for(name: str, seed: int) -> "BaseSampler":

@@ -156,8 +156,13 @@ def _halve(members: Sequence[Trial], plan: Plan, *, closed: bool) -> Step | None
 
 def rank(trial: Trial, rung: int) -> tuple[float, int]:
     """Where a trial stands at a rung; the lower the better, the older of equals first."""
+    return proxy_at(trial, rung), trial.number
+
+
+def proxy_at(trial: Trial, rung: int) -> float:
+    """The proxy at a rung; infinite where there is none that is finite."""
     value = trial.proxy[rung] if rung < len(trial.proxy) else math.inf
-    return (value if math.isfinite(value) else math.inf), trial.number
+    return value if math.isfinite(value) else math.inf
 
 
 def _repeat(trials: Sequence[Trial], plan: Plan) -> Step:

@@ -93,10 +93,9 @@ def _lead(request: Request, screen: Screen) -> Path:
     try:
         seats = _seats(request, plan, request.workers)
         run_workers(work, seats, engine=request.engine, on_news=progress.news)
-        record = progress.renew()
+        record = progress.renew(phase="final" if plan.final else "search")
         if plan.final and record["best"] is not None:
             ended["phase"] = "final"
-            progress.renew(phase="final")
             _train(plan, progress, root, record["best"], screen)
         ended = {"status": "finished", "phase": "done"}
     except (Interrupted, KeyboardInterrupt):

@@ -13,13 +13,13 @@ from poise.tuning.schedule import (
     COMPLETE,
     DEFAULT,
     DIVERGED,
-    FAILED,
+    LOST,
     REPEAT,
     SEARCH,
     Trial,
     best_of,
     finalists,
-    rank,
+    proxy_at,
 )
 from poise.tuning.space import Space
 
@@ -123,7 +123,7 @@ def chosen(trials: Sequence[Trial], plan: Plan) -> int | None:
 
 def lost(trials: Sequence[Trial], number: int) -> int:
     """Repeats of a finalist that ended without a value."""
-    return sum(t.of == number and t.state in (DIVERGED, FAILED) for t in trials)
+    return sum(t.of == number and t.state in LOST for t in trials)
 
 
 def importance(trials: Sequence[Trial], space: Space) -> dict[str, float]:
@@ -143,7 +143,7 @@ def importance(trials: Sequence[Trial], space: Space) -> dict[str, float]:
     ]
     if not names or len(seen) < max(_FEWEST, _FEWEST_EACH * len(names)):
         return {}
-    ranks = rankdata([rank(t, 0)[0] for t in seen])
+    ranks = rankdata([proxy_at(t, 0) for t in seen])
     points = [_as_numbers(trial, names, seen) for trial in seen]
     return _shares(points, ranks.tolist()) if _foreseen(points, ranks.tolist()) else {}
 
