@@ -288,10 +288,8 @@ def _refuse_small(study: Mapping[str, Any], config: Config, pace: _Pace) -> None
     images, room = THIRD ** (len(study["rungs"]) - 1) * config.training.batch, pace.trial_seconds
     what, remedy = "a few batches", "Give more time, fewer --seeds"
     if study["images"] is not None:
-        images, what = (
-            max(images, int(study["images"])),
-            f"the {study['images']:,} images of --images",
-        )
+        images = max(images, int(study["images"]))
+        what = f"the {study['images']:,} images of --images"
         room = search_share(study["seeds"], study["final"]) * study["budget"]
         remedy = "Give more time, fewer --images"
     needed = images / pace.speed.typical / TRAINING_SHARE
